@@ -1,0 +1,174 @@
+"""What an executor may tell while it works: one closed union, and the fold that turns events into an answer."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from penstock.messages import ChatReply, Choice, Chunk, ChunkChoice, ToolCall, Usage
+from penstock.outcome import Cancelled, Failed, Finished
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Base of the events below; `path` is empty for a run's own words, else names the child that spoke: "plan/llm"."""
+
+    path: str = ""
+
+
+class Chunks(Told, frozen=True, kw_only=True, gc=False):
+    """What one network read brought: the decoded views and, where nothing was repaired, the untouched bytes.
+
+    `data` holds whole server-sent events, never the end marker.
+    """
+
+    views: list[Chunk]
+    data: bytes | None = None
+
+    @property
+    def text(self) -> str:
+        """The text these chunks add to choice 0."""
+        return "".join(c.delta.content or "" for view in self.views for c in view.choices if c.index == 0)
+
+
+class Text(Told, frozen=True, gc=False):
+    """A piece of answer text from an executor that is not an LLM."""
+
+    text: str
+
+
+class Reasoning(Told, frozen=True, gc=False):
+    """A piece of reasoning; kept apart from the answer."""
+
+    text: str
+
+
+class Used(Told, frozen=True, kw_only=True):
+    """The tokens of one call, told once, where the call was made; `ttft_s` is the time to its first token."""
+
+    usage: Usage
+    model: str = ""
+    provider: str = ""
+    ttft_s: float | None = None
+
+
+class Retrying(Told, frozen=True, kw_only=True):
+    """An attempt failed with `error`; the next one, number `attempt`, starts after `wait_s` seconds."""
+
+    attempt: int
+    wait_s: float
+    error: Exception
+
+
+Event: TypeAlias = Chunks | Text | Reasoning | Used | Retrying | Finished[Any] | Failed | Cancelled
+
+
+class _Parts:
+    """One choice while it arrives."""
+
+    __slots__ = ("calls", "content", "finish_reason", "reasoning", "refusal")
+
+    def __init__(self) -> None:
+        self.content: list[str] = []
+        self.reasoning: list[str] = []
+        self.refusal: list[str] = []
+        self.calls: dict[int, list[str]] = {}
+        self.finish_reason: str | None = None
+
+    def add(self, choice: ChunkChoice) -> None:
+        delta = choice.delta
+        if delta.content:
+            self.content.append(delta.content)
+        thought = delta.reasoning_content or delta.reasoning
+        if thought:
+            self.reasoning.append(thought)
+        if delta.refusal:
+            self.refusal.append(delta.refusal)
+        for piece in delta.tool_calls or ():
+            call = self.calls.setdefault(piece.index or 0, [piece.id or "", ""])
+            if piece.function:
+                call[1] = call[1] or piece.function.name or ""
+                call.append(piece.function.arguments or "")
+        if choice.finish_reason:
+            self.finish_reason = choice.finish_reason
+
+    def choice(self, index: int) -> Choice:
+        calls = (ToolCall(call[0], call[1], "".join(call[2:])) for _, call in sorted(self.calls.items()))
+        return Choice(
+            index=index,
+            content="".join(self.content) if self.content or not (self.calls or self.refusal) else None,
+            reasoning="".join(self.reasoning) or None,
+            refusal="".join(self.refusal) or None,
+            tool_calls=tuple(calls),
+            finish_reason=self.finish_reason,
+        )
+
+
+class Fold:
+    """Folds events into the answer: text, reasoning and tool calls told at the own path, usage of all paths."""
+
+    def __init__(self) -> None:
+        self._choices: dict[int, _Parts] = {}
+        self._first = Chunk(choices=[])
+        self.usage = Usage()
+        self.pieces = 0
+
+    def add(self, event: Event) -> None:
+        """Take one event in."""
+        if isinstance(event, Used):
+            self.usage = self.usage + event.usage
+        elif isinstance(event, Chunks):
+            if not event.path:
+                for view in event.views:
+                    self.add_chunk(view)
+        elif isinstance(event, Text | Reasoning) and not event.path:
+            parts = self._choices.setdefault(0, _Parts())
+            (parts.content if isinstance(event, Text) else parts.reasoning).append(event.text)
+
+    def add_chunk(self, view: Chunk) -> None:
+        """Take one chunk in."""
+        if self._first.id is None:
+            self._first = view
+        if not view.choices:
+            return
+        self.pieces += 1
+        for choice in view.choices:
+            parts = self._choices.get(choice.index)
+            if parts is None:
+                parts = self._choices[choice.index] = _Parts()
+            parts.add(choice)
+
+    @property
+    def content(self) -> str:
+        """The text of choice 0 so far."""
+        parts = self._choices.get(0)
+        return "".join(parts.content) if parts else ""
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning of choice 0 so far."""
+        parts = self._choices.get(0)
+        return "".join(parts.reasoning) if parts else ""
+
+    @property
+    def unfinished(self) -> dict[int, bool]:
+        """The choices without a finish reason, each with whether it holds tool calls."""
+        return {index: bool(parts.calls) for index, parts in self._choices.items() if not parts.finish_reason}
+
+    @property
+    def model(self) -> str:
+        """The model that the first chunk names."""
+        return self._first.model or ""
+
+    def reply(self, usage: Usage | None = None, *, data: bytes | None = None, raw: bytes | None = None) -> ChatReply:
+        """What has arrived, as a reply."""
+        first = self._first
+        return ChatReply(
+            id=first.id or "",
+            model=first.model or "",
+            created=first.created or 0,
+            choices=tuple(parts.choice(index) for index, parts in sorted(self._choices.items())),
+            usage=usage,
+            data=data,
+            raw=raw,
+        )
