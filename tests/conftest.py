@@ -1,0 +1,70 @@
+"""Fixtures with the real parts of `tests.rig`, and `require` for what no Python wheel brings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rig.node import NodeSdk
+from tests.rig.otlp import Receiver, otlp_receiver
+from tests.rig.tiny_llm import TinyLlm, serve_tiny
+from tests.rig.upstream import Upstream
+from tests.rig.upstream import upstream as run_upstream
+
+_missing: dict[str, str] = {}
+
+
+def require(name: str, *, problem: str | None = None) -> None:
+    """Skips the test when `name` is not here, or fails it when `PENSTOCK_REQUIRE` (comma-separated) names it.
+
+    A command of that name on the PATH is looked for; for anything else, give the `problem`, or "" when there is none.
+    """
+    if problem is None:
+        problem = "" if shutil.which(name) else f"no command {name!r} on the PATH"
+    if not problem:
+        return
+    if name in os.environ.get("PENSTOCK_REQUIRE", "").split(","):
+        pytest.fail(f"{problem}, and PENSTOCK_REQUIRE asks for it", pytrace=False)
+    _missing[name] = problem
+    pytest.skip(problem)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says aloud what was not tested."""
+    for name, problem in _missing.items():
+        terminalreporter.write_line(
+            f"NOT TESTED: what needs {name} ({problem}; PENSTOCK_REQUIRE={name} makes it fail)", yellow=True
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny_llm() -> Iterator[TinyLlm]:
+    """llama.cpp's own server on a tiny model."""
+    with serve_tiny() as served:
+        yield served
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    """A scriptable upstream."""
+    with run_upstream() as served:
+        yield served
+
+
+@pytest.fixture
+def otlp() -> Iterator[Receiver]:
+    """An OTLP receiver."""
+    with otlp_receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def node_sdk() -> NodeSdk:
+    """The official Node SDK; skips without Node or without `npm install` in `tests/rig/node_sdk`."""
+    require("node")
+    sdk = NodeSdk()
+    require("node", problem=sdk.problem())
+    return sdk
