@@ -1,0 +1,47 @@
+"""A real OpenTelemetry SDK for one test at a time, which keeps the spans that were started and ended."""
+
+from __future__ import annotations
+
+import pytest
+from opentelemetry import trace as otel
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+
+
+class Spans(SpanProcessor):
+    """What was started and what was ended, each in its order."""
+
+    def __init__(self) -> None:
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(self)
+        self.started: list[Span] = []
+        self.ended: list[ReadableSpan] = []
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002  # the base class names it
+        """Keep a span that began."""
+        self.started.append(span)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Keep a span that ended."""
+        self.ended.append(span)
+
+    def only(self, name: str) -> ReadableSpan:
+        """The one span of this name, which has ended once."""
+        assert sorted(map(id_of, self.started)) == sorted(map(id_of, self.ended))
+        (found,) = [span for span in self.ended if span.name == name]
+        return found
+
+
+def id_of(span: ReadableSpan) -> int:
+    """The span's own id."""
+    context = span.get_span_context()
+    assert context is not None
+    return context.span_id
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Spans:
+    """The spans of this test; a process has one global provider, so it is lent to the test and taken back."""
+    kept = Spans()
+    monkeypatch.setattr(otel, "_TRACER_PROVIDER", kept.provider)
+    return kept
