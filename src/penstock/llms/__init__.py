@@ -1,0 +1,1 @@
+"""LLM providers: each one class that turns its wire into the one set of messages and events."""

@@ -1,0 +1,73 @@
+"""`BaseLlm`: what every LLM is, an executor from `ChatRequest` to `ChatReply` with a name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from penstock.events import Chunks
+from penstock.messages import ChatReply, ChatRequest, Choice, Chunk, ChunkChoice, Delta, Message
+from penstock.policies import Policy, wrap
+from penstock.run import Executor, Run, execute
+
+
+class BaseLlm:
+    """Extend it with `__call__(request, run)`, which streams, or only with `generate_content_async(messages)`.
+
+    `policies` wrap each call of this LLM, the first outermost; its name and provider stay visible.
+    """
+
+    provider: str = "custom"
+    model: str = ""
+    policies: tuple[Policy, ...] = ()
+    _wrapped: Executor[ChatRequest, ChatReply] | None = None
+
+    def __init__(self, *, model: str = "", policies: Iterable[Policy] = ()) -> None:
+        self.model = model
+        self.policies = tuple(policies)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = cls.__dict__.get("__call__")
+        if own is not None:
+            cls.__call__ = _with_policies(own)  # type: ignore[method-assign]
+        elif cls.__call__ is BaseLlm.__call__ and cls.generate_content_async is BaseLlm.generate_content_async:
+            raise TypeError(f"{cls.__name__} must implement __call__ or generate_content_async")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(model={self.model!r})"
+
+    async def __call__(self, request: ChatRequest, run: Run, /) -> ChatReply:
+        """Answer a request; a class of its own tells `Chunks` as they come, and `Used` once."""
+        text = await self.generate_content_async(request.messages, **request.params)
+        model = self.model or request.model
+        choice = ChunkChoice(delta=Delta(role="assistant", content=text), finish_reason="stop")
+        await run.emit(Chunks(views=[Chunk(choices=[choice], model=model)]))
+        return ChatReply(model=model, choices=(Choice(content=text, finish_reason="stop"),))
+
+    def wrapped(self, call: Any) -> Executor[ChatRequest, ChatReply]:
+        """This LLM's `call` inside its policies, put together once: a limit counts over all calls."""
+        if self._wrapped is None:
+            self._wrapped = wrap(call.__get__(self), self.policies)
+        return self._wrapped
+
+    async def generate_content_async(self, messages: str | Sequence[Message], **params: Any) -> str:
+        """The text of the answer to one prompt or a conversation; `params` are the fields of an OpenAI request."""
+        reply = await execute(self, ChatRequest.of(messages, **params))
+        return reply.content
+
+
+def _with_policies(own: Any) -> Any:
+    """A class's `__call__` inside the policies of its instance; a call through `super()` passes them by."""
+
+    @functools.wraps(own)
+    async def call(self: BaseLlm, request: ChatRequest, run: Run, /) -> ChatReply:
+        if not self.policies or type(self).__call__ is not call:
+            return await own(self, request, run)  # type: ignore[no-any-return]
+        return await self.wrapped(own)(request, run)
+
+    return call
+
+
+BaseLlm.__call__ = _with_policies(BaseLlm.__call__)  # type: ignore[method-assign]

@@ -1,0 +1,1 @@
+"""Tests of Penstock, on real sockets and real processes."""
