@@ -1,0 +1,1 @@
+"""Chat executors: from a conversation to the next answer."""
