@@ -1,0 +1,225 @@
+"""`Catalog`: the executor behind a model's name; the one place where LLMs and policies are joined."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from penstock.chat.passthrough import PassthroughExecutor
+from penstock.config.listing import Listing, Model
+from penstock.config.providers import configured_llm, lacks_key, read_environment
+from penstock.config.settings import DEMO, UNBUILT_PROVIDERS, ModelSettings, Settings, TracingSettings, split
+from penstock.errors import NotFound
+from penstock.llms.services import SERVICES
+from penstock.messages import ChatReply, ChatRequest
+from penstock.policies import Policy, wrap
+from penstock.run import Executor, Run
+
+if TYPE_CHECKING:
+    from penstock.llms.base import BaseLlm
+
+    Chat = Executor[ChatRequest, ChatReply]
+
+DEMO_MODEL = "penstock-demo"
+BOUND_NAMES = 1024
+LONGEST_BOUND = 256
+_QUOTED = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A configured model or a provider as it is served: what wraps its LLM is named in `order`, the outermost first."""
+
+    name: str
+    llm: BaseLlm
+    wrapped: Chat
+    executor: Chat
+    order: tuple[str, ...]
+    listing: Listing | None = None
+
+
+class _Renamed:
+    """An LLM that is asked for a model by another name than the client's."""
+
+    def __init__(self, llm: Chat, name: str) -> None:
+        self._llm, self._name = llm, name
+
+    async def __call__(self, request: ChatRequest, run: Run, /) -> ChatReply:
+        if request.model != self._name:
+            request = replace(request, model=self._name, data=None)
+        return await self._llm(request, run)
+
+
+class Catalog:
+    """All models that are served: those the settings name, else those of every provider the environment names.
+
+    `notices` are sentences to show at start. Raises `ConfigError` for an address in `env` that cannot be used.
+    """
+
+    def __init__(self, settings: Settings, env: Mapping[str, str]) -> None:
+        environment = read_environment(env)
+        self.notices: list[str] = list(environment.notices)
+        self._since = int(time.time())
+        self._configured = {model.name: _configured(model, settings.tracing, env) for model in settings.models}
+        self._by_llm: dict[tuple[str, str], Served] = {}
+        for model in settings.models:
+            self._by_llm.setdefault(split(model.llm), self._configured[model.name])
+            if key := lacks_key(model, env):
+                self.notices.append(f"the model {model.name!r} has no api_key, and {key} is not set")
+        self._providers: dict[str, Served] = {}
+        if not self._configured:
+            for provider in environment.providers:
+                llm = provider.llm()
+                listing = Listing(llm, key_header=provider.service.key_header)
+                self._providers[provider.name] = _served(provider.name, llm, settings.tracing, listing=listing)
+            if not self._providers:
+                from penstock.llms.demo import Demo
+
+                self._providers[DEMO] = _served(DEMO, Demo(), settings.tracing)
+        self._bound = lru_cache(maxsize=BOUND_NAMES)(self._bind)
+
+    @property
+    def served(self) -> tuple[Served, ...]:
+        """What is served: the configured models, else the providers."""
+        return tuple((self._configured or self._providers).values())
+
+    @property
+    def configured(self) -> bool:
+        """Whether the settings name the models; otherwise providers serve, each under all its models' names."""
+        return bool(self._configured)
+
+    def find(self, model: str) -> Chat:
+        """The executor for a requested model: a configured name, `provider:model`, or the one provider's own name.
+
+        Raises `NotFound` with the code `model_not_found`.
+        """
+        served, name = self._resolve(model)
+        if self._configured or name == model:
+            return served.executor
+        return (self._bound if len(name) <= LONGEST_BOUND else self._bind)(served.name, name)
+
+    def order(self, model: str) -> list[str]:
+        """What a call of this model passes, the outermost first, the LLM last; raises `NotFound`."""
+        return list(self._resolve(model)[0].order)
+
+    async def models(self) -> list[Model]:
+        """The configured models, else those that each provider lists, by names that `find` takes."""
+        if self._configured:
+            return [Model(served.name, self._since, served.llm.provider) for served in self._configured.values()]
+        listed = await asyncio.gather(*(self._list(served) for served in self._providers.values()))
+        return [model for models in listed for model in models or ()]
+
+    async def model(self, name: str) -> Model:
+        """One model; where its provider does not list any, every name is taken for one. Raises `NotFound`."""
+        served, own = self._resolve(name)
+        if self._configured:
+            return Model(name, self._since, served.llm.provider)
+        known = await self._list(served)
+        if known is None:
+            return Model(name, self._since, served.name)
+        wanted = {name, self._listed(served.name, own)}
+        found = next((model for model in known if model.id in wanted), None)
+        if found is None:
+            raise _not_found(f"the provider {served.name!r} lists no model {_quoted(own)}")
+        return replace(found, id=name)
+
+    def _resolve(self, model: str) -> tuple[Served, str]:
+        """Who answers for a requested name, and the name to ask it for."""
+        if self._configured:
+            found = self._configured.get(model) or self._by_llm.get(split(model))
+            if found is None:
+                names = ", ".join(map(repr, self._configured))
+                raise _not_found(f"no model {_quoted(model)}: the configuration serves {names}")
+            return found, model
+        prefix, rest = split(model)
+        if prefix in self._providers and rest:
+            return self._providers[prefix], rest
+        if len(self._providers) == 1 and not (prefix in self._providers and prefix != model):
+            return next(iter(self._providers.values())), model
+        raise _not_found(self._unclear(model, prefix, rest))
+
+    def _unclear(self, model: str, prefix: str, rest: str) -> str:
+        names = ", ".join(self._providers)
+        if prefix in self._providers and prefix != model:
+            return f"no model is named after {prefix!r}: write {prefix}:MODEL"
+        if rest and prefix in UNBUILT_PROVIDERS:
+            return f"the provider {prefix!r} is not built yet; served are {names}"
+        if rest and prefix in (*SERVICES, DEMO):
+            return f"the provider {prefix!r} is not served here: its variables are not set; served are {names}"
+        first = next(iter(self._providers))
+        return f"several providers serve ({names}): write which one, as in '{first}:{model[:_QUOTED]}'"
+
+    def _bind(self, provider: str, name: str) -> Chat:
+        return PassthroughExecutor(_Renamed(self._providers[provider].wrapped, name))
+
+    async def _list(self, served: Served) -> list[Model] | None:
+        if served.listing is None:
+            return [Model(DEMO_MODEL, self._since, "penstock")]
+        known = await served.listing.models()
+        if known is None:
+            return None
+        return [replace(model, id=self._listed(served.name, model.id)) for model in known]
+
+    def _listed(self, provider: str, model: str) -> str:
+        """A provider's model by a name that `find` leads to it: its own where that is clear."""
+        clear = len(self._providers) == 1 and split(model)[0] not in self._providers
+        return model if clear else f"{provider}:{model}"
+
+
+def _configured(model: ModelSettings, tracing: TracingSettings, env: Mapping[str, str]) -> Served:
+    return _served(model.name, configured_llm(model, env), tracing, model=model)
+
+
+def _served(
+    name: str,
+    llm: BaseLlm,
+    tracing: TracingSettings,
+    *,
+    model: ModelSettings | None = None,
+    listing: Listing | None = None,
+) -> Served:
+    """An LLM inside its policies, with its place in the catalog."""
+    layers = _layers(model, tracing)
+    wrapped = wrap(llm, [policy for _, policy in layers])
+    order = [text for text, _ in layers]
+    limits: Any = getattr(llm, "limits", None)
+    if limits is not None:
+        order.append(f"timeout {limits.total_s:g} s, idle {limits.idle_s:g} s, connect {limits.connect_s:g} s")
+    order.append(f"{llm.provider}:{llm.model}" if llm.model else llm.provider)
+    allow = model.allow if model else ()
+    return Served(name, llm, wrapped, PassthroughExecutor(wrapped, allow=allow), tuple(order), listing)
+
+
+def _layers(model: ModelSettings | None, tracing: TracingSettings) -> list[tuple[str, Policy]]:
+    """The policies around an LLM, the outermost first: a refused call is traced, a retry is one call to the limit."""
+    from penstock.policies.limit import limit
+    from penstock.policies.retry import retry
+    from penstock.policies.trace import describe_chat, trace
+
+    layers: list[tuple[str, Policy]] = []
+    if tracing.otlp is not None:
+        text = "trace with content" if tracing.content else "trace"
+        layers.append((text, trace("llm", name="chat", describe=describe_chat, content=tracing.content)))
+    if model is not None and model.limit is not None:
+        bounds = model.limit.model_dump(exclude_none=True)
+        words = [f"{bound} {field.replace('_per_', '/').replace('_', ' ')}" for field, bound in bounds.items()]
+        if bounds:
+            layers.append((f"limit {', '.join(words)}", limit(**bounds)))
+    if model is not None and model.retry is not None:
+        attempts = model.retry.attempts
+        layers.append((f"retry up to {attempts} attempts", retry(attempts=attempts)))
+    return layers
+
+
+def _not_found(message: str) -> NotFound:
+    return NotFound(message, param="model", code="model_not_found")
+
+
+def _quoted(model: str) -> str:
+    return repr(model if len(model) <= _QUOTED else f"{model[:_QUOTED]}...")

@@ -1,0 +1,205 @@
+"""`load`: the settings from a file, or one `ConfigError` with file, line, key and what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from penstock.config.document import Document, Path, dotted, read
+from penstock.config.settings import DEMO, FromEnvironment, ServerSettings, Settings, split
+from penstock.errors import ConfigError
+from penstock.llms.services import SERVICES
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+DEFAULT = "penstock.yaml"
+COMMAND_LINE = "command line"
+_UNBUILT: dict[tuple[str, ...], tuple[str, ...]] = {
+    (): ("agents", "mcpServers", "store", "tools"),
+    ("models",): ("fallback",),
+}
+_EXPECTED = {
+    "bool": "true or false",
+    "dict": "a mapping of keys to values",
+    "float": "a number",
+    "int": "a whole number",
+    "model": "a mapping of keys to values",
+    "string": "text",
+    "tuple": "a list",
+}
+_SAID = {
+    "finite_number": "expected a finite number",
+    "missing": "required, but not written",
+    "string_pattern_mismatch": "expected sha256: and 64 hex digits, as `penstock token new NAME` prints them",
+    "string_too_long": "too long",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than_equal": ("le", "at most"),
+}
+_KINDS = ((bool, "true or false"), (int, "a number"), (float, "a number"), (str, "text"), (list, "a list"))
+
+
+def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of the file at `path`, by default of `penstock.yaml` where that exists, else the defaults.
+
+    `overrides` replace keys of the section `server`, as the command line does. Raises `ConfigError`.
+    """
+    file = path if path is not None else DEFAULT if FilePath(DEFAULT).is_file() else None
+    document = Document({}, {}) if file is None else read(_text(file), file=file, env=env)
+    source = _Source(document, file or DEFAULT)
+    settings = source.validated()
+    source.refuse_doubles("models", [model.name for model in settings.models])
+    source.refuse_doubles("auth.tokens", [token.name for token in settings.auth.tokens])
+    source.check_addresses(settings, env)
+    server = _overridden(settings.server, overrides or {})
+    if not server.loopback and not settings.auth.tokens:
+        problem = (
+            f"the host {server.host!r} can be reached from other machines, but no token is configured: "
+            "add auth.tokens (`penstock token new NAME` makes one), or use 127.0.0.1"
+        )
+        if "host" in (overrides or {}):
+            raise ConfigError(problem, file=COMMAND_LINE, key="--host")
+        raise source.wrong(problem, ("server", "host"))
+    return settings.model_copy(update={"server": server})
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of `penstock.yaml`, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()}
+
+
+def _text(file: str) -> str:
+    try:
+        return FilePath(file).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or type(error).__name__}"
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 text (byte {error.start})"
+    raise ConfigError(problem, file=file)
+
+
+def _overridden(server: ServerSettings, overrides: Mapping[str, Any]) -> ServerSettings:
+    try:
+        return ServerSettings.model_validate({**server.model_dump(), **overrides})
+    except ValidationError as error:
+        first = error.errors()[0]
+    raise ConfigError(_problem(first, ServerSettings), file=COMMAND_LINE, key=f"--{first['loc'][0]}")
+
+
+class _Source:
+    """A document and its file's name: where a problem is placed."""
+
+    def __init__(self, document: Document, file: str) -> None:
+        self._document, self._file = document, file
+
+    def wrong(self, problem: str, path: Path) -> ConfigError:
+        """The error that says a problem and its place."""
+        return ConfigError(problem, file=self._file, line=self._document.line(path), key=dotted(path))
+
+    def validated(self) -> Settings:
+        """The document as settings; of several problems the first in the file is raised, a missing key last.
+
+        For what is missing may be there, misspelt.
+        """
+        try:
+            return Settings.model_validate(self._document.value)
+        except ValidationError as error:
+            found = error.errors()
+        first = min(found, key=lambda one: (one["type"] == "missing", self._document.line(_path(one)) or 0))
+        raise self.wrong(_problem(first, Settings), _path(first))
+
+    def refuse_doubles(self, section: str, names: Iterable[str]) -> None:
+        """Raise for a name that stands twice in a list."""
+        seen: dict[str, int | None] = {}
+        for number, name in enumerate(names):
+            path: Path = (*section.split("."), number, "name")
+            line = self._document.line(path)
+            if name in seen:
+                raise self.wrong(f"the name {name!r} stands twice, on lines {seen[name]} and {line}: rename one", path)
+            seen[name] = line
+
+    def check_addresses(self, settings: Settings, env: Mapping[str, str]) -> None:
+        """Raise for a model whose service has no usual address and is given none."""
+        for number, model in enumerate(settings.models):
+            service = split(model.llm)[0]
+            row = SERVICES.get(service)
+            if service == DEMO or row is None or model.base_url or row.base_url or env.get(row.base_env):
+                continue
+            problem = f"required for {service}: write the address of your resource, or set {row.base_env}"
+            raise self.wrong(problem, ("models", number, "base_url"))
+
+
+def _path(error: ErrorDetails) -> Path:
+    return tuple(part for part in error["loc"] if part != "[key]")
+
+
+def _problem(error: ErrorDetails, model: type[BaseModel]) -> str:
+    """What is wrong and what to write instead; values are shown only where no secret can stand."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    if kind in _SAID:
+        return _SAID[kind]
+    if kind in _BOUNDS:
+        bound, words = _BOUNDS[kind]
+        return f"must be {words} {context[bound]:g}{_shown(value)}"
+    match kind:
+        case "extra_forbidden":
+            return _unknown(_path(error), model)
+        case "value_error":
+            return str(context["error"])
+        case "literal_error":
+            return _choice(_path(error), context["expected"], value)
+        case _:
+            return _mistyped(_EXPECTED.get(kind.partition("_")[0], kind), value)
+
+
+def _mistyped(expected: str, value: Any) -> str:
+    if value is None:
+        return f"expected {expected}, got nothing: write a value, or remove the key"
+    got = next((name for form, name in _KINDS if isinstance(value, form)), "a mapping of keys to values")
+    quotes = ": put it in quotes" if expected == "text" and got in ("a number", "true or false") else ""
+    return f"expected {expected}, got {got}{quotes}"
+
+
+def _shown(value: Any) -> str:
+    return "" if isinstance(value, str) else f", not {value!r}"
+
+
+def _choice(path: Path, expected: str, value: Any) -> str:
+    if path == ("server", "disconnect") and value == "detach":
+        return f"'detach' is not supported by this version: write {expected}"
+    hidden = isinstance(value, FromEnvironment) or not isinstance(value, str | int | float)
+    return f"write {expected}" + ("" if hidden else f", not {value!r}")
+
+
+def _unknown(path: Path, model: type[BaseModel]) -> str:
+    *around, key = path
+    section = tuple(part for part in around if isinstance(part, str))
+    if key in _UNBUILT.get(section, ()):
+        return f"{key!r} is not supported by this version: remove it"
+    known = sorted(_keys_of(model, section))
+    near = difflib.get_close_matches(str(key), known, 1, 0.6)
+    if near:
+        return f"unknown key {key!r}: did you mean {near[0]!r}?"
+    return f"unknown key {key!r}: known here are {', '.join(known)}"
+
+
+def _keys_of(model: type[BaseModel], section: Iterable[str]) -> Iterable[str]:
+    for key in section:
+        model = next(_models_in(model.model_fields[key].annotation))
+    return model.model_fields
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
