@@ -1,0 +1,293 @@
+"""The ASGI application: chat completions by hand, as they are hot; every other page through FastAPI."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import msgspec
+
+from penstock.config.listing import Model
+from penstock.errors import Invalid, PenstockError, TooLarge, Unavailable
+from penstock.messages import ChatReply, ChatRequest
+from penstock.outcome import Cancelled, Failed
+from penstock.policies.trace import describe_chat, trace
+from penstock.run import Executor, Principal
+from penstock.server.auth import Auth, demand
+from penstock.server.log import access
+from penstock.server.pages import pages
+from penstock.server.respond import ClientGone, Headers, Manner, Receive, Scope, Send, respond
+from penstock.server.sse import fresh_id
+from penstock.server.tracing import parent_of
+from penstock.server.wire import answer_of, parse_chat
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+CHAT = frozenset(("/v1/chat/completions", "/chat/completions"))
+_REQUEST_ID = re.compile(rb"^[\w.:-]{1,128}$")
+_UNBUILT = {b"x-conversation-id": "conversations", b"idempotency-key": "idempotency keys"}
+
+
+class Catalog(Protocol):
+    """Where the application finds its models; `penstock.config.Catalog` is one."""
+
+    def find(self, model: str) -> Executor[ChatRequest, ChatReply]:
+        """The executor that answers for a model name; raises `NotFound`."""
+        ...
+
+    async def models(self) -> list[Model]:
+        """All models that can be named."""
+        ...
+
+    async def model(self, name: str) -> Model:
+        """One model; raises `NotFound`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the application serves: who may, how large a body may be, how clients are treated, what is traced."""
+
+    auth: Auth = field(default_factory=Auth)
+    manner: Manner = field(default_factory=Manner)
+    max_body_mb: float = 20
+    cors_origins: tuple[str, ...] = ()
+    traced: bool = False
+    trace_content: bool = False
+
+
+class App:
+    """Serves a catalog of models over the OpenAI API.
+
+    `drain()` makes it refuse new work; `running` is what is left, and `idle` is set while that is nothing.
+    """
+
+    def __init__(self, catalog: Catalog, options: Options | None = None) -> None:
+        self._catalog = catalog
+        self._options = options or Options()
+        self._max_body = int(self._options.max_body_mb * 1024 * 1024)
+        self._origins = frozenset(origin.encode() for origin in self._options.cors_origins)
+        self.running: set[respond] = set()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.draining = False
+        self._pages: ASGIApp = pages(catalog, self._options.auth, lambda: not self.draining)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection scope."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        elif scope["type"] == "http":
+            headers = dict(scope["headers"])
+            extra = self._common_headers(headers)
+            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                await _preflight(headers, extra, send)
+            elif scope["path"] in CHAT:
+                call = _Call(scope, receive, send, headers, extra)
+                await (self._chat(call) if scope["method"] == "POST" else _misused(call))
+            else:
+                page = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope  # the server sends no body
+                await self._pages(cast("Any", page), receive, cast("Any", _adding(send, extra)))
+
+    def drain(self) -> None:
+        """Refuse new requests from now on."""
+        self.draining = True
+
+    def _common_headers(self, headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        given = headers.get(b"x-request-id", b"")
+        extra = [(b"x-request-id", given if _REQUEST_ID.match(given) else f"req_{fresh_id()}".encode())]
+        origin = headers.get(b"origin")
+        if origin is not None and (origin in self._origins or b"*" in self._origins):
+            extra += [
+                (b"access-control-allow-origin", b"*" if b"*" in self._origins else origin),
+                (b"access-control-expose-headers", b"x-request-id, retry-after"),
+                (b"vary", b"Origin"),
+            ]
+        return extra
+
+    async def _chat(self, call: _Call) -> None:
+        began = monotonic()
+        principal: Principal | None = None
+        request: ChatRequest | None = None
+        try:
+            if self.draining:
+                raise Unavailable("the server is shutting down", provider="penstock", retry_after=5)
+            principal = self._options.auth.principal(call.headers.get(b"authorization"))
+            demand(principal, "chat")
+            manner = _manner(call.headers, self._options.manner)
+            request = parse_chat(await call.body(self._max_body))
+            executor = self._catalog.find(request.model)
+            if self._options.traced:
+                executor = trace(
+                    "server",
+                    name="POST /v1/chat/completions",
+                    describe=describe_chat,
+                    content=self._options.trace_content,
+                )(executor)
+            parent = parent_of(call.headers.get(b"traceparent"), call.headers.get(b"tracestate"))
+        except ClientGone:
+            await call.refuse(Invalid("the request ended before its body"), 499)
+            _log(call, 499, began, request=request, principal=principal)
+            return
+        except PenstockError as error:
+            status = await call.refuse(error)
+            _log(call, status, began, request=request, principal=principal, error=error)
+            return
+        answer = respond(executor, request, principal=principal, parent=parent, manner=manner, headers=call.extra)
+        self.running.add(answer)
+        self.idle.clear()
+        try:
+            await answer(call.scope, call.receive, call.send)
+        finally:
+            self.running.discard(answer)
+            if not self.running:
+                self.idle.set()
+            _log(call, answer.status, began, request=request, principal=principal, answer=answer)
+
+
+@dataclass(slots=True)
+class _Call:
+    """One HTTP request to the chat endpoint."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    headers: dict[bytes, bytes]
+    extra: list[tuple[bytes, bytes]]
+
+    async def body(self, limit: int) -> bytes:
+        """The body; raises `TooLarge` once it is known to exceed `limit` bytes, `ClientGone` where it does not end."""
+        length = self.headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > limit:
+            raise _too_large(limit)
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone("left while it sent its request")
+            more = message.get("more_body", False)
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit:
+                raise _too_large(limit)
+        return b"".join(parts) if len(parts) > 1 else parts[0]
+
+    async def refuse(self, error: PenstockError, status: int | None = None) -> int:
+        """Send an error in place of an answer, with its usual status or another; returns the status."""
+        told = answer_of(error)
+        status = status or told.status
+        body = msgspec.json.encode(told.body)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *self.extra]
+        if told.retry_after is not None:
+            headers.append((b"retry-after", str(max(1, round(told.retry_after))).encode()))
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if status == 405:
+            headers.append((b"allow", b"POST"))
+        with suppress(OSError):  # nobody is there any more
+            await self.send({"type": "http.response.start", "status": status, "headers": headers})
+            await self.send({"type": "http.response.body", "body": body})
+        return status
+
+
+async def _misused(call: _Call) -> None:
+    method = call.scope["method"]
+    await call.refuse(Invalid(f"{method} is not for this path: use POST", code="method_not_allowed"), 405)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is larger than {limit / 1024 / 1024:g} MB", code="request_too_large")
+
+
+def _manner(headers: Mapping[bytes, bytes], manner: Manner) -> Manner:
+    """How this request wants to be treated; refuses headers of features that are not built."""
+    for name, feature in _UNBUILT.items():
+        if name in headers:
+            raise Invalid(f"{feature} are not supported by this version", param=name.decode(), code="unsupported_value")
+    mode = headers.get(b"x-routing-mode", b"passthrough").decode("latin-1")
+    if mode.lower() != "passthrough":
+        raise Invalid(
+            f"the routing mode {mode!r} is not supported: use 'passthrough'",
+            param="x-routing-mode",
+            code="unsupported_value",
+        )
+    policy = headers.get(b"x-disconnect-policy")
+    if policy is None:
+        return manner
+    wanted = policy.decode("latin-1").lower()
+    if wanted not in {"cancel", "finish"}:
+        text = f"the disconnect policy {wanted!r} is not supported: use 'cancel' or 'finish'"
+        raise Invalid(text, param="x-disconnect-policy", code="unsupported_value")
+    return replace(manner, disconnect=cast("Literal['cancel', 'finish']", wanted))
+
+
+def _log(  # the facts of one request  # noqa: PLR0913
+    call: _Call,
+    status: int,
+    began: float,
+    *,
+    request: ChatRequest | None,
+    principal: Principal | None,
+    answer: respond | None = None,
+    error: PenstockError | None = None,
+) -> None:
+    fields: dict[str, Any] = {
+        "id": call.extra[0][1].decode(),
+        "method": "POST",
+        "path": call.scope["path"],
+        "status": status,
+        "model": request.model if request else None,
+        "stream": request.stream if request else None,
+        "by": principal.name if principal else None,
+        "ms": round((monotonic() - began) * 1000, 1),
+    }
+    if answer is not None:
+        usage = answer.usage
+        if answer.ttft_s is not None:
+            fields["ttft_ms"] = round(answer.ttft_s * 1000, 1)
+        fields |= {"in": usage.prompt, "out": usage.completion, "partial": True if usage.partial else None}
+        if isinstance(answer.outcome, Failed):
+            error = answer.outcome.error if isinstance(answer.outcome.error, PenstockError) else None
+            fields["error"] = type(answer.outcome.error).__name__
+        elif isinstance(answer.outcome, Cancelled):
+            fields["cancelled"] = repr(answer.outcome.reason)
+    if error is not None:
+        fields["error"] = f"{type(error).__name__}: {error.message[:200]!r}"
+    access(fields)
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+async def _preflight(headers: Mapping[bytes, bytes], extra: Headers, send: Send) -> None:
+    allowed = [*extra, (b"content-length", b"0")]
+    if any(name == b"access-control-allow-origin" for name, _ in extra):
+        wanted = headers.get(b"access-control-request-headers", b"authorization, content-type")
+        allowed += [
+            (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+            (b"access-control-allow-headers", wanted),
+            (b"access-control-max-age", b"600"),
+        ]
+    await send({"type": "http.response.start", "status": 204, "headers": allowed})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _adding(send: Send, extra: Headers) -> Send:
+    async def sending(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        await send(message)
+
+    return sending

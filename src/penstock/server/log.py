@@ -1,0 +1,95 @@
+"""Logs: one line for each request, plain or JSON, on stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import sys
+import time
+from typing import Any, Literal, TextIO
+
+import msgspec
+
+LOGGER = logging.getLogger("penstock")
+BATCH_S = 0.05
+ACCESS = logging.getLogger("penstock.access")
+
+
+def configure(form: Literal["plain", "json"]) -> None:
+    """Send all of Penstock's log lines, and the warnings of everything below it, to stderr in one form."""
+    handler = _Batched(sys.stderr)
+    handler.setFormatter(_Json() if form == "json" else _Plain())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    LOGGER.setLevel(logging.INFO)
+
+
+class _Batched(logging.StreamHandler[TextIO]):
+    """Writes the lines of a moment in one go: a write for each would cost as much as a small request."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+        atexit.register(self.flush)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line for up to 50 ms; outside an event loop, and from a warning up, write at once."""
+        self._lines.append(self.format(record))
+        if len(self._lines) == 1 and record.levelno < logging.WARNING:
+            try:
+                asyncio.get_running_loop().call_later(BATCH_S, self.flush)
+            except RuntimeError:
+                self.flush()
+        elif record.levelno >= logging.WARNING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self.stream.write("\n".join(lines) + "\n")
+            self.stream.flush()
+
+
+def access(fields: dict[str, Any]) -> None:
+    """Log one request; `fields` are its facts in the order to show them."""
+    if ACCESS.isEnabledFor(logging.INFO):
+        ACCESS.handle(_Record(fields))
+
+
+class _Record(logging.LogRecord):
+    """A log record made without a look at the stack, which would cost as much as a small request."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.__dict__.update(_BLANK)
+        self.fields = fields
+        self.created = time.time()
+        self.msecs = self.created % 1 * 1000
+
+
+_BLANK = logging.LogRecord(ACCESS.name, logging.INFO, "", 0, "request", None, None).__dict__
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        head = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname.lower():7}"
+        if isinstance(record, _Record):
+            return f"{head} " + " ".join(
+                [f"{name}={value}" for name, value in record.fields.items() if value is not None]
+            )
+        text = f"{head} {record.name}: {record.getMessage()}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {"time": record.created, "level": record.levelname.lower(), "logger": record.name}
+        if isinstance(record, _Record):
+            line |= {name: value for name, value in record.fields.items() if value is not None}
+        else:
+            line["message"] = record.getMessage()
+            if record.exc_info:
+                line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()

@@ -1,0 +1,175 @@
+"""Everything but the hot path: models, health, and the OpenAPI description with a page to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import metadata, resources
+from typing import Annotated, Any, Protocol
+
+from fastapi import FastAPI, Header, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+
+from penstock.config.listing import Model
+from penstock.errors import PenstockError, RequestError
+from penstock.server.auth import Auth, demand
+from penstock.server.wire import answer_of
+
+
+class Models(Protocol):
+    """Who knows the models."""
+
+    async def models(self) -> list[Model]:
+        """All that can be named."""
+        ...
+
+    async def model(self, name: str) -> Model:
+        """One of them; raises `NotFound`."""
+        ...
+
+
+Authorization = Annotated[str | None, Header(description="Bearer token, when the server has tokens")]
+
+
+def pages(catalog: Models, auth: Auth, ready: Callable[[], bool]) -> FastAPI:
+    """The FastAPI application for these pages."""
+    app = FastAPI(
+        title="Penstock",
+        version=metadata.version("penstock"),
+        summary="LLM work through one executor contract, over the OpenAI API.",
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers={PenstockError: _failed, HTTPException: _refused},
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # else each health probe is four spans
+    )
+
+    def admit(authorization: str | None) -> None:
+        demand(auth.principal(authorization.encode() if authorization else None), "chat")
+
+    @app.get("/models", include_in_schema=False)
+    @app.get("/v1/models", tags=["models"], summary="List the models")
+    async def list_models(authorization: Authorization = None) -> dict[str, Any]:
+        admit(authorization)
+        return {"object": "list", "data": [_row(model) for model in await catalog.models()]}
+
+    @app.get("/models/{model:path}", include_in_schema=False)
+    @app.get("/v1/models/{model:path}", tags=["models"], summary="One model")
+    async def one_model(model: str, authorization: Authorization = None) -> dict[str, Any]:
+        admit(authorization)
+        return _row(await catalog.model(model))
+
+    @app.get("/health", tags=["health"], summary="Is the process alive?")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready", tags=["health"], summary="Does it take new requests?")
+    async def readiness() -> JSONResponse:
+        return JSONResponse({"status": "ready"}) if ready() else JSONResponse({"status": "draining"}, 503)
+
+    @app.get("/", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(resources.files("penstock.server").joinpath("docs.html").read_text("utf-8"))
+
+    app.openapi_schema = None
+    plain = app.openapi
+    app.openapi = lambda: _with_chat(plain())  # type: ignore[method-assign]
+    return app
+
+
+def _row(model: Model) -> dict[str, Any]:
+    return {"id": model.id, "object": "model", "created": model.created, "owned_by": model.owned_by}
+
+
+async def _failed(_: Request, error: Exception) -> JSONResponse:
+    told = answer_of(error)
+    return JSONResponse(told.body, told.status, {"www-authenticate": "Bearer"} if told.status == 401 else None)
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers: Mapping[str, str] | None = error.headers if isinstance(error, HTTPException) else None
+    text = f"{request.method} {request.url.path} is not served here: see /docs"
+    code = "method_not_allowed" if status == 405 else "not_found"
+    return JSONResponse(answer_of(RequestError(text, code=code)).body, status, headers)
+
+
+def _with_chat(schema: dict[str, Any]) -> dict[str, Any]:
+    """The description with the chat endpoint, which FastAPI does not serve."""
+    schema["paths"].setdefault("/v1/chat/completions", _CHAT)
+    return schema
+
+
+_TEXT = {"type": "string"}
+_ERROR = {
+    "description": "An error in OpenAI's shape",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "error": {
+                        "type": "object",
+                        "required": ["message", "type", "param", "code"],
+                        "properties": {
+                            "message": _TEXT,
+                            "type": _TEXT,
+                            "param": {"type": ["string", "null"]},
+                            "code": {"type": ["string", "null"]},
+                        },
+                    }
+                },
+            }
+        }
+    },
+}
+_CHAT: dict[str, Any] = {
+    "post": {
+        "tags": ["chat"],
+        "summary": "Create a chat completion",
+        "description": (
+            "OpenAI's chat completion: every field is forwarded to the model's service. With `stream: true` the answer "
+            "is a stream of server-sent events that ends with `data: [DONE]`, or with an error event when it broke."
+        ),
+        "parameters": [
+            {
+                "name": "X-Disconnect-Policy",
+                "in": "header",
+                "description": "What happens to the run when the client leaves",
+                "schema": {"type": "string", "enum": ["cancel", "finish"], "default": "cancel"},
+            },
+            {"name": "traceparent", "in": "header", "description": "W3C trace context", "schema": _TEXT},
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["model", "messages"],
+                        "properties": {
+                            "model": _TEXT,
+                            "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+                            "stream": {"type": "boolean", "default": False},
+                            "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
+                            "tools": {"type": "array", "items": {"type": "object"}},
+                            "response_format": {"type": "object"},
+                            "temperature": {"type": "number"},
+                            "max_tokens": {"type": "integer"},
+                        },
+                        "additionalProperties": True,
+                        "example": {"model": "penstock-demo", "messages": [{"role": "user", "content": "Hello"}]},
+                    }
+                }
+            },
+        },
+        "responses": {
+            "200": {
+                "description": "The completion, or its stream",
+                "content": {"application/json": {}, "text/event-stream": {}},
+            },
+            "4XX": _ERROR,
+            "5XX": _ERROR,
+        },
+    }
+}

@@ -1,0 +1,164 @@
+"""Turns request bodies into `ChatRequest`s and errors into answers, both in OpenAI's shape."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from penstock.errors import (
+    BadAnswer,
+    BadRequest,
+    Forbidden,
+    Invalid,
+    LimitReached,
+    LlmError,
+    NotFound,
+    PenstockError,
+    RateLimited,
+    Refused,
+    RequestError,
+    TimedOut,
+    TooLong,
+    Unauthenticated,
+    Unauthorized,
+    Unavailable,
+)
+from penstock.messages import ChatRequest
+
+
+class _Part(msgspec.Struct):
+    type: str
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str | list[_Part] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Shape(msgspec.Struct):
+    """The types of the fields that Penstock reads or that every service agrees on."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1)]
+    messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    parallel_tool_calls: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    user: str | None = None
+
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+_AT = re.compile(r" - at `\$\.?(.*)`$")
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """The request in a body; raises `Invalid` with the field that is wrong."""
+    try:
+        fields = _decode(body)
+        if _encode(fields) != body:  # not in the form that clients write: it may hide a key that stands twice
+            fields = json.loads(body, object_pairs_hook=_unique, parse_constant=_constant)
+        msgspec.convert(fields, _Shape)
+    except msgspec.ValidationError as error:
+        raise _mistyped(str(error)) from error
+    except RecursionError as error:
+        raise Invalid("the JSON is nested too deeply", code="invalid_json") from error
+    except ValueError as error:
+        raise Invalid(f"the body is not valid JSON: {error}", code="invalid_json") from error
+    messages, stream = fields.pop("messages"), fields.pop("stream", None)
+    return ChatRequest(model=fields.pop("model"), messages=messages, stream=bool(stream), params=fields, data=body)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return found
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _mistyped(text: str) -> Invalid:
+    at = _AT.search(text)
+    param = at.group(1).removesuffix("[...]") if at else None
+    missing = re.search(r"missing required field `(.*?)`", text)
+    if missing:
+        param = f"{param}.{missing.group(1)}" if param else missing.group(1)
+        return Invalid(f"you must provide {param!r}", param=param, code="missing_required_parameter")
+    return Invalid(text.replace(" - at `$.", " at `").replace("`$`", "the body"), param=param, code="invalid_type")
+
+
+class Answer(NamedTuple):
+    """An error as it goes out: HTTP status, error object, and the seconds a client should wait."""
+
+    status: int
+    body: dict[str, Any]
+    retry_after: float | None = None
+
+
+# Status, type and code of each family; the nearest base class counts.
+TABLE: dict[type[BaseException], tuple[int, str, str | None]] = {
+    Unauthenticated: (401, "authentication_error", "invalid_api_key"),
+    Forbidden: (403, "permission_error", "insufficient_scope"),
+    NotFound: (404, "invalid_request_error", "not_found"),
+    RequestError: (400, "invalid_request_error", None),
+    LimitReached: (429, "rate_limit_error", "rate_limit_exceeded"),
+    Unauthorized: (502, "provider_error", "provider_unauthorized"),
+    TooLong: (400, "invalid_request_error", "context_length_exceeded"),
+    Refused: (400, "invalid_request_error", "content_filter"),
+    BadRequest: (400, "invalid_request_error", None),
+    RateLimited: (429, "rate_limit_error", "rate_limit_exceeded"),
+    TimedOut: (504, "provider_error", "provider_timeout"),
+    Unavailable: (503, "provider_error", "provider_unavailable"),
+    BadAnswer: (502, "provider_error", "provider_bad_answer"),
+    LlmError: (502, "provider_error", None),
+    PenstockError: (500, "server_error", None),
+    BaseException: (500, "server_error", "internal_error"),
+}
+
+
+def answer_of(error: BaseException) -> Answer:
+    """The answer that tells an error; what is not Penstock's own shows nothing of itself."""
+    status, kind, code = next(TABLE[base] for base in type(error).__mro__ if base in TABLE)
+    message, param, retry_after = "internal error: see the server's log", None, None
+    if isinstance(error, PenstockError):
+        message, retry_after = error.message, error.retry_after
+    if isinstance(error, RequestError):
+        status, code, param = error.status, error.code or code, error.param
+    elif isinstance(error, BadRequest):
+        status = error.status if error.status and 400 <= error.status < 500 else status
+        kind, code, param = error.type or kind, code or error.code, error.param
+    elif isinstance(error, RateLimited | Unavailable) and error.status is not None:  # the service's own words
+        status = error.status if error.status >= 500 else status
+        kind, code = error.type or kind, error.code or code
+    elif isinstance(error, LimitReached):
+        code = "budget_exhausted" if error.limit in {"tokens", "money"} else code
+    if status in {429, 503} and retry_after is None:
+        retry_after = 1.0
+    return Answer(status, {"error": {"message": message, "type": kind, "param": param, "code": code}}, retry_after)
