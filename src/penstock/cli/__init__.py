@@ -1,0 +1,25 @@
+"""The command line. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line on the arguments of this process, and exit."""
+    if sys.argv[1:] == ["--version"]:  # the one answer that needs no command line
+        print(f"penstock {version()}")
+        return
+    from penstock.cli.app import app
+
+    app(prog_name="penstock")
+
+
+def version() -> str:
+    """The installed version of Penstock."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("penstock")
+    except metadata.PackageNotFoundError:  # run from its sources
+        return "(not installed)"

@@ -1,0 +1,109 @@
+"""The commands and their options; each imports its work when it is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from penstock.cli.ends import reported
+
+app = typer.Typer(
+    name="penstock",
+    help="Runs LLM work through one executor contract and serves it over the OpenAI API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they print local variables, and with them keys
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+token = typer.Typer(name="token", help="Make tokens for callers of the server.", no_args_is_help=True)
+app.add_typer(token)
+
+Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="default: penstock.yaml where it exists")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from penstock.cli import version
+
+        print(f"penstock {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="default: 127.0.0.1; any other needs tokens")] = None,
+    port: Annotated[int | None, typer.Option(help="default: 8000")] = None,
+    config: Config = None,
+    workers: Annotated[int | None, typer.Option(help="processes, default: 1")] = None,
+    log: Annotated[str | None, typer.Option(help="plain or json")] = None,
+    fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Serve the models over the OpenAI API."""
+    from penstock.cli.serve import serve as run
+
+    flags = {"host": host, "port": port, "workers": workers, "log": log}
+    with reported():
+        code = run(config, {name: value for name, value in flags.items() if value is not None}, fd=fd)
+    raise typer.Exit(code)
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str | None, typer.Argument(help="default: read from stdin, or ask")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="default: the first one")] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="the system message")] = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Ask a model here in the terminal, without a server."""
+    from penstock.cli.chat import converse
+
+    with reported():
+        code = converse(prompt, model=model, system=system, as_json=as_json, config=config)
+    raise typer.Exit(code)
+
+
+@app.command()
+def check(
+    config: Config = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of the file instead")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say whether the configuration is right, and what it serves."""
+    from penstock.cli import check as checking
+
+    with reported():
+        if schema:
+            checking.print_schema()
+        else:
+            raise typer.Exit(checking.check(config, as_json=as_json))
+
+
+@token.command()
+def new(
+    name: Annotated[str, typer.Argument(help="who will use it")],
+    scopes: Annotated[str, typer.Option(help="separated by commas: chat, tools, admin")] = "chat",
+    tenant: Annotated[str | None, typer.Option(help="default: the name")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a token, and the line of penstock.yaml that lets it in. The token is shown once and not stored."""
+    from penstock.cli.token import new as make
+
+    with reported():
+        make(name, scopes=scopes.split(","), tenant=tenant, as_json=as_json)
+
+
+@token.callback()
+def token_options() -> None:
+    """Keep `new` a command of its own while it is the only one."""
