@@ -9,6 +9,7 @@ import pytest
 
 from penstock.errors import LimitReached
 from penstock.events import Chunks, Event, Text
+from penstock.llms import LLMS
 from penstock.llms.base import BaseLlm
 from penstock.messages import ChatReply, ChatRequest, Choice, Message, text_of
 from penstock.outcome import Finished
@@ -110,3 +111,8 @@ async def test_a_limit_among_its_policies_counts_over_all_calls() -> None:
     await execute(llm, ChatRequest.of("2"))
     with pytest.raises(LimitReached):
         await execute(llm, ChatRequest.of("3"))
+
+
+@pytest.mark.parametrize(("name", "made"), [("demo", "Demo"), ("OpenAI", "Gpt")])
+def test_providers_are_found_by_name(name: str, made: str) -> None:
+    assert LLMS.get(name).__name__ == made

@@ -16,6 +16,7 @@ from penstock.config.listing import Listing, Model
 from penstock.config.providers import configured_llm, lacks_key, read_environment
 from penstock.config.settings import DEMO, UNBUILT_PROVIDERS, ModelSettings, Settings, TracingSettings, split
 from penstock.errors import NotFound
+from penstock.llms import LLMS
 from penstock.llms.services import SERVICES
 from penstock.messages import ChatReply, ChatRequest
 from penstock.policies import Policy, wrap
@@ -79,9 +80,7 @@ class Catalog:
                 listing = Listing(llm, key_header=provider.service.key_header)
                 self._providers[provider.name] = _served(provider.name, llm, settings.tracing, listing=listing)
             if not self._providers:
-                from penstock.llms.demo import Demo
-
-                self._providers[DEMO] = _served(DEMO, Demo(), settings.tracing)
+                self._providers[DEMO] = _served(DEMO, LLMS.get(DEMO)(), settings.tracing)
         self._bound = lru_cache(maxsize=BOUND_NAMES)(self._bind)
 
     @property

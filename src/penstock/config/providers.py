@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from penstock.config.settings import DEMO, ModelSettings, check_address, one_line, split
 from penstock.errors import ConfigError
+from penstock.llms import LLMS
 from penstock.llms.services import SERVICES, Service
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ def configured_llm(model: ModelSettings, env: Mapping[str, str]) -> BaseLlm:
     """The LLM of a configured model, without policies."""
     service, name = split(model.llm)
     if service == DEMO:
-        from penstock.llms.demo import Demo
-
-        return Demo()
+        return LLMS.get(DEMO)()
     row = SERVICES[service]
     if model.base_url:  # the usual key belongs to the usual address: it is not sent to another
         return _gpt(row, model.base_url, model.api_key, model, name=name)
