@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -180,6 +181,8 @@ def serve(app: App, sock: socket.socket, *, drain_s: float) -> None:
         timeout_graceful_shutdown=2,
         backlog=4096,
     )
+    gc.collect()
+    gc.freeze()  # what was loaded stays: the collector need not look through it at every full collection
     Server(config, app, drain_s=drain_s).run(sockets=[sock])
 
 
