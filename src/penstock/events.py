@@ -121,7 +121,7 @@ class Fold:
             if not event.path:
                 for view in event.views:
                     self.add_chunk(view)
-        elif isinstance(event, Text | Reasoning) and not event.path:
+        elif isinstance(event, (Text, Reasoning)) and not event.path:  # a union is built at each call
             parts = self._choices.setdefault(0, _Parts())
             (parts.content if isinstance(event, Text) else parts.reasoning).append(event.text)
 

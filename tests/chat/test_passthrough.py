@@ -189,3 +189,16 @@ async def test_case_23_a_name_may_be_allowed() -> None:
     await told(llm, allow=["extra_body"], extra_body={"x": 1})
     with pytest.raises(Invalid):
         await told(llm, allow=["extra_body"], extra_body={"api_key": 1})
+
+
+async def test_what_a_child_says_is_not_held_to_the_contract() -> None:
+    async def planning(request: ChatRequest, run: Run) -> ChatReply:
+        await ScriptedLlm("a plan")(request, run.child("plan"))
+        return await ScriptedLlm("an answer")(request, run)
+
+    request = ChatRequest.of("Hi", stream_options={"include_usage": True})
+    heard = Heard()
+    await execute(PassthroughExecutor(planning), request, heard)
+    own = [view for event in heard.events if isinstance(event, Chunks) and not event.path for view in event.views]
+    assert own[0].choices[0].delta.role == "assistant"
+    assert [view.usage is not None for view in own[-2:]] == [False, True]

@@ -376,3 +376,10 @@ def test_a_token_that_cannot_be_configured_is_not_made(tmp_path: Path, arguments
     done = penstock("token", "new", *arguments, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
+
+
+def test_a_prompt_that_is_not_utf_8_is_told_in_one_line() -> None:
+    command = [sys.executable, "-m", "penstock", "chat"]
+    ended = subprocess.run(command, input=b"caf\xe9\n", capture_output=True, timeout=30, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.decode().strip() == "penstock: the prompt is not UTF-8 text (character 4)"

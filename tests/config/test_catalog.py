@@ -272,15 +272,15 @@ tracing: {otlp: "http://127.0.0.1:9"}
 
 
 def test_the_order_of_policies_is_shown(tmp_path: Path) -> None:
-    catalog = configured(tmp_path, POLICIES)
-    assert catalog.order("all") == [
+    wrapped, bare = configured(tmp_path, POLICIES).served
+    assert wrapped.order == (
         "trace",
         "limit 60 requests/minute, 1000 tokens/minute, 8 concurrent",
         "retry up to 2 attempts",
         "timeout 20 s, idle 5 s, connect 1.5 s",
         "openai:x",
-    ]
-    assert catalog.order("none") == ["trace", "demo:penstock-demo"]
+    )
+    assert bare.order == ("trace", "demo:penstock-demo")
 
 
 async def test_a_limit_counts_every_call_of_its_model(upstream: Upstream, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ WRONG: dict[str, tuple[str, int | None, str, str]] = {
         "models: [{name: a, llm: 'anthropic:c'}]",
         1,
         "models[0].llm",
-        "services are azure, deepseek",
+        "the provider 'anthropic' is not supported by this version: services are azure",
     ),
     "bad type: number": ("server:\n  port: eight", 2, "server.port", "expected a whole number, got text"),
     "bad type: fraction": ("server: {port: 80.5}", 1, "server.port", "expected a whole number, got a number"),

@@ -99,7 +99,7 @@ async def test_an_upstream_that_says_nothing_is_given_up(upstream: Upstream, mon
 
 async def test_a_list_is_kept_five_minutes(upstream: Upstream) -> None:
     now = [0.0]
-    listing = Listing(Gpt(base_url=upstream.base_url), key_header="authorization", clock=lambda: now[0])
+    listing = Listing(Gpt(base_url=upstream.base_url), clock=lambda: now[0])
     for moment, questions in ((0.0, 1), (299.0, 1), (300.0, 2), (599.0, 2)):
         now[0] = moment
         assert [model.id for model in await listing.models() or ()] == ["echo"]
@@ -108,7 +108,7 @@ async def test_a_list_is_kept_five_minutes(upstream: Upstream) -> None:
 
 async def test_a_failure_keeps_the_last_list_and_is_tried_again_after_half_a_minute(upstream: Upstream) -> None:
     now = [0.0]
-    listing = Listing(Gpt(base_url=upstream.base_url), key_header="authorization", clock=lambda: now[0])
+    listing = Listing(Gpt(base_url=upstream.base_url), clock=lambda: now[0])
     healthy = upstream.models
     await listing.models()
     for moment, answer, questions in (

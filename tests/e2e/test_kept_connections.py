@@ -75,7 +75,7 @@ async def service(*answers: Answer) -> AsyncGenerator[Service]:
 
 async def ask(served: Service) -> bytes:
     async with Exchange(Target(served.url, "it", Limits(total_s=10)), headers={}) as exchange:
-        return await exchange.read()
+        return await exchange.read(65_536)
 
 
 async def test_a_kept_connection_that_was_closed_meanwhile_costs_no_answer() -> None:

@@ -113,6 +113,5 @@ async def test_a_limit_among_its_policies_counts_over_all_calls() -> None:
         await execute(llm, ChatRequest.of("3"))
 
 
-@pytest.mark.parametrize(("name", "made"), [("demo", "Demo"), ("OpenAI", "Gpt")])
-def test_providers_are_found_by_name(name: str, made: str) -> None:
-    assert LLMS.get(name).__name__ == made
+def test_providers_are_found_by_name() -> None:
+    assert LLMS.get("Demo").__name__ == "Demo"

@@ -350,7 +350,6 @@ NODE = {
         ({"oneOf": [{"type": "integer"}, {"type": "integer", "maximum": 5}]}, 6),
         ({"type": "array", "items": STRING, "minItems": 2, "uniqueItems": True}, ["", "a"]),
         ({"type": "array", "prefixItems": [{"const": 1}, {"const": "b"}], "items": False, "minItems": 2}, [1, "b"]),
-        ({"type": "array", "contains": {"const": 5}}, [5]),
         ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, 0.5),
         ({"type": "integer", "maximum": -5}, -5),
         ({"type": "string", "pattern": "^a+$", "minLength": 4}, "aaaa"),
@@ -358,16 +357,6 @@ NODE = {
         ({"not": {"type": "null"}}, False),
         ({"minProperties": 1, "additionalProperties": {"type": "boolean"}}, {"key1": False}),
         ({"required": ["n1"], "patternProperties": {"^n": {"type": "integer"}}}, {"n1": 0}),
-        ({"type": "object", "required": ["a"], "dependentRequired": {"a": ["b"]}}, {"a": None, "b": None}),
-        (
-            {
-                "required": ["a"],
-                "properties": {"a": {"const": 1}},
-                "if": {"required": ["a"]},
-                "then": {"required": ["b"]},
-            },
-            {"a": 1, "b": None},
-        ),
         (
             {"anyOf": [{"const": "x"}, {"const": 1}], "allOf": [{"anyOf": [{"type": "integer"}, {"type": "null"}]}]},
             1,

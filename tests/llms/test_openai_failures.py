@@ -331,3 +331,20 @@ async def test_a_cancel_while_waiting_to_retry_ends_at_once(upstream: Upstream) 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 2)
     assert len(upstream.chats) == 1
+
+
+async def test_case_25_a_configured_header_that_the_service_repeats_is_hidden(upstream: Upstream) -> None:
+    secret = "supersecretheadervalue123"
+    upstream.script(Plain(error_body(f"bad key {secret} / {secret[4:16]}"), status=401))
+    llm = Gpt(model="m", base_url=upstream.base_url, headers={"x-api-key": secret})
+    with pytest.raises(errors.Unauthorized) as caught:
+        await execute(llm, ChatRequest.of("Hi"))
+    assert not any(secret[at : at + 8] in str(caught.value) for at in range(len(secret) - 7))
+
+
+@pytest.mark.parametrize(
+    ("headers", "text"),
+    [({"location": "https://there/v1"}, "to 'https://there/v1': set base_url"), ({}, "answered 307 without a reason")],
+)
+def test_an_answer_without_words_is_told_by_its_status(headers: dict[str, str], text: str) -> None:
+    assert text in str(from_status(307, headers, b"", who=Who("openai")))

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
-from penstock.errors import BadAnswer, UnknownName, UsageError
+from penstock.errors import BadAnswer, BadRequest, UnknownName, UsageError
 from penstock.llms.openai import Gpt
 from penstock.llms.services import SERVICES
 from penstock.messages import ChatRequest
@@ -273,3 +273,41 @@ async def test_one_llm_serves_one_event_loop_after_another(upstream: Upstream) -
 
     assert await asyncio.to_thread(other_loop) == (await execute(llm, ASK)).content == "Hello"
     assert await asyncio.to_thread(other_loop) == "Hello"
+
+
+async def test_usage_is_asked_for_without_writing_the_request_anew(upstream: Upstream) -> None:
+    body = b'{ "model": "m", "stream": true, "messages": [{"role": "user", "content": "Hi"}] } '
+    request = ChatRequest(model="m", messages=[{"role": "user", "content": "Hi"}], data=body)
+    await execute(Gpt(base_url=upstream.base_url), request)
+    sent = upstream.requests[-1].body
+    assert sent.startswith(body.rstrip()[:-1])
+    assert json.loads(sent) == {**json.loads(body), "stream_options": {"include_usage": True}}
+
+
+async def test_a_default_for_streams_stays_with_streams(upstream: Upstream) -> None:
+    llm = Gpt(model="m", base_url=upstream.base_url, params={"stream_options": {"own": 1}})
+    await execute(llm, ChatRequest.of("Hi", stream=False))
+    assert "stream_options" not in upstream.requests[-1].json
+    await execute(llm, ChatRequest.of("Hi"))
+    assert upstream.requests[-1].json["stream_options"] == {"own": 1, "include_usage": True}
+
+
+async def test_case_26_a_request_too_deep_to_be_written_is_refused() -> None:
+    deep: Any = "x"
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(BadRequest, match="nested too deeply"):
+        await execute(Gpt(model="m", base_url="http://127.0.0.1:9/v1"), ChatRequest.of("Hi", extra=deep))
+    while isinstance(deep, list):  # taken apart by hand: the interpreter would do it recursively
+        deep = deep[0]
+
+
+@pytest.mark.parametrize("address", ["localhost:8080/v1", "ftp://host/v1", "http://", "http://user:word@host/v1"])
+def test_an_address_that_cannot_be_called_is_refused_at_once(address: str) -> None:
+    with pytest.raises(UsageError):
+        Gpt(model="m", base_url=address)
+
+
+def test_a_header_that_cannot_be_sent_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="line break"):
+        Gpt(model="m", base_url="http://127.0.0.1:9/v1", headers={"x-a": "one\r\ntwo: three"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from itertools import pairwise
 
 import pytest
@@ -98,6 +99,15 @@ def test_case_06_a_line_of_one_mebibyte_is_one_event(size: int) -> None:
     long = b"data: " + b"x" * (1 << 20) + "é".encode() + b"\n\ndata: after\n\n"
     pieces = [long[at : at + size] for at in range(0, len(long), size)]
     assert [len(payload) for payload in read(pieces)] == [(1 << 20) + 2, 5]
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
+def test_an_event_of_many_lines_costs_as_much_as_its_bytes(ending: bytes) -> None:
+    line = b"data: " + b"x" * 20 + ending
+    began = time.monotonic()
+    payloads = read([line] * 60_000 + [ending])
+    assert time.monotonic() - began < 3
+    assert [len(payload) for payload in payloads] == [60_000 * 21 - 1]
 
 
 def test_an_event_that_never_ends_is_refused() -> None:

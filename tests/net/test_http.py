@@ -21,7 +21,7 @@ from penstock.llms.openai import Gpt
 from penstock.llms.transport import Limits
 from penstock.messages import ChatRequest
 from penstock.net import Connection, HttpError, pool
-from penstock.net.http import HIGH_WATER, request_head
+from penstock.net.http import HIGH_WATER, IDLE_S, MAX_IDLE, _pools, request_head
 from penstock.run import execute
 from tests.net.conftest import Script, Served, serving, tls_of
 from tests.rig.answers import plain_bytes
@@ -45,18 +45,23 @@ def answering(*answers: bytes, then: float = 5.0) -> Script:
     return script
 
 
+async def exchange(connection: Connection) -> bytes:
+    """One exchange on a connection: the body of its answer."""
+    _, head = request_head("GET", "http://127.0.0.1/x", {}, 0)
+    connection.send(head, b"")
+    await connection.head()
+    blocks = []
+    while block := await connection.block():
+        blocks.append(block)
+    return b"".join(blocks)
+
+
 async def get(served: Served) -> tuple[Connection, bytes]:
     """One exchange, its connection given back to the pool."""
     shared = await pool()
     connection = await shared.take(served.origin, 5)
     try:
-        _, head = request_head("GET", f"http://127.0.0.1:{served.port}/x", {}, 0)
-        connection.send(head, b"")
-        await connection.head()
-        blocks = []
-        while block := await connection.block():
-            blocks.append(block)
-        return connection, b"".join(blocks)
+        return connection, await exchange(connection)
     finally:
         shared.give(served.origin, connection)
 
@@ -271,6 +276,40 @@ def test_a_head_names_host_and_path(url: str, host: bytes, path: bytes, port: in
     origin, head = request_head("POST", url, {"a": "b"}, 7)
     assert head == b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: 7\r\na: b\r\n\r\n" % (path, host)
     assert origin[2] == port
+
+
+async def test_idle_connections_are_closed_while_others_are_in_use() -> None:
+    async with serving(answering(OK, OK)) as served, serving(answering(OK, OK)) as other:
+        shared = await pool()
+        kept = [await shared.take(served.origin, 5, fresh=True) for _ in range(3)]
+        for connection in kept:
+            await exchange(connection)
+            shared.give(served.origin, connection)
+        for connection in kept[:2]:
+            connection.idle_since -= IDLE_S
+        await get(other)
+        assert [connection.alive for connection in kept] == [False, False, True]
+        again, _ = await get(served)
+        assert again is kept[2]
+
+
+async def test_no_more_idle_connections_are_kept_than_the_most() -> None:
+    async with serving(answering(OK)) as served:
+        shared = await pool()
+        kept = [await shared.take(served.origin, 5) for _ in range(MAX_IDLE // 16)]
+        for connection in kept:
+            await exchange(connection)
+        for connection in kept * 17:
+            shared.give(served.origin, connection)
+        assert len(shared._idle[served.origin]) == MAX_IDLE
+
+
+def test_an_event_loop_that_has_ended_is_let_go(upstream: Upstream) -> None:
+    llm, before = Gpt(model="m", api_key="k", base_url=upstream.base_url), len(_pools)
+    for _ in range(20):
+        asyncio.run(execute(llm, ASK))
+    gc.collect()
+    assert len(_pools) == before
 
 
 def test_the_pool_is_closed_with_its_event_loop(upstream: Upstream) -> None:

@@ -194,7 +194,11 @@ async def a_call_after_a_failed_one_works(policy: Policy) -> None:
         with pytest.raises(ValueError, match="x"):
             await execute(executor, "x")
     failing = False
-    await result_and_events_pass_unchanged(lambda _: executor)
+
+    def again(_: Any, /) -> Any:
+        return executor
+
+    await result_and_events_pass_unchanged(again)
 
 
 async def an_inner_listener_hears_first_and_an_inner_hook_is_called(policy: Policy) -> None:

@@ -194,3 +194,11 @@ async def test_a_recorded_child_keeps_what_it_said_itself(stored: list[Record]) 
     await execute(parent, "x", heard)
     assert stored[0].reply.content == "an answer"
     assert heard.text == "the parent's"
+
+
+async def test_each_attempt_is_recorded_as_it_ended() -> None:
+    records: list[Record] = []
+    llm = ScriptedLlm(RateLimited("busy"), "fine")
+    await execute(retry(attempts=2, base_s=0)(record(records.append)(llm)), ChatRequest.of("Hi"))
+    assert [type(one.outcome) for one in records] == [Finished, Failed]
+    assert [one.reply.content for one in records] == ["fine", ""]

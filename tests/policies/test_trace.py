@@ -171,13 +171,16 @@ async def test_the_server_span_ends_after_storing_and_says_when_that_failed(span
 
 
 @pytest.mark.parametrize("kind", ["server", "llm"])
-async def test_a_description_that_fails_does_not_leave_the_span_open(spans: Spans, kind: str) -> None:
+async def test_a_description_that_fails_costs_neither_the_call_nor_the_span(
+    spans: Spans, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     def describe(request: Any, result: Any, /, *, content: bool) -> Mapping[str, str]:
         raise KeyError("model")
 
-    with pytest.raises(KeyError):
-        await execute(trace(kind, name="one", describe=describe)(ScriptedLlm("fine")), ASKED)
+    reply = await execute(trace(kind, name="one", describe=describe)(ScriptedLlm("fine")), ASKED)
+    assert reply.content == "fine"
     assert spans.only("one").end_time
+    assert "cannot be described" in caplog.text
 
 
 async def test_without_an_sdk_nothing_changes() -> None:

@@ -90,7 +90,11 @@ async def test_case_12_a_second_signal_stops_at_once(upstream: Upstream) -> None
         await reader.readuntil(b"\r\n\r\n")
         terminate(served)
         await asyncio.sleep(0.2)
+        terminate(served)  # heard as the same
+        await asyncio.sleep(1.0)
         began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 0.2)
         terminate(served)
         body = dechunked(await reader.readuntil(b"0\r\n\r\n"))
         writer.close()

@@ -12,7 +12,7 @@ from penstock.config import Settings
 from penstock.server.serve import Protocol, application
 from tests.rig.serving import serve_asgi
 from tests.rig.upstream import Plain, Upstream, model_list
-from tests.server.gateway import Calm, Gateway, error_of, gateway
+from tests.server.gateway import Calm, Gateway, access_log, error_of, gateway
 
 NAMES = ["Qwen/Qwen3-8B", "llama3.2:3b", "a b"]
 
@@ -123,3 +123,11 @@ def test_the_models_survive_an_upstream_that_fails(upstream: Upstream) -> None:
     upstream.models = Plain(b"broken", status=500)
     with gateway(upstream) as served:
         assert [row["id"] for row in served.get("/v1/models").json()["data"]] == ["rig"]
+
+
+def test_every_request_is_logged_but_probes_that_succeed(upstream: Upstream) -> None:
+    with access_log() as log, gateway(upstream, tokens=[{"name": "a", "value": "pk-a-token"}]) as served:
+        assert served.get("/health").status_code == 200
+        assert served.get("/v1/models").status_code == 401
+        assert served.get("/nowhere").status_code == 404
+    assert [(row["path"], row["status"]) for row in log.rows] == [("/v1/models", 401), ("/nowhere", 404)]

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.rig.upstream import Stream, Upstream, chunk
+from tests.rig.upstream import Plain, Stream, Upstream, chunk, completion
 from tests.server.gateway import Gateway, access_log, chat, dechunked, gateway, raw_chat, sse_bytes
 from tests.server.test_middleware import hiding
 
@@ -112,3 +112,22 @@ def test_case_11_others_are_served_meanwhile(upstream: Upstream) -> None:
         upstream.wait_requests()
         for _ in range(20):
             assert served.post(chat()).status_code == 200
+
+
+async def test_case_14_a_slow_reader_who_leaves_is_counted(upstream: Upstream) -> None:
+    upstream.script(BIG)
+    with access_log() as log, gateway(upstream) as served:
+        with slow_client(served) as client:
+            await asyncio.to_thread(settled, lambda: upstream.sent_bytes)
+            client.recv(100)
+        row = await log.row()
+    assert row["partial"]
+    assert 0 < row["out"] < 2400
+
+
+async def test_case_11_a_whole_answer_that_nobody_takes_is_given_up(upstream: Upstream) -> None:
+    upstream.script(Plain(completion("x" * 20_000_000)))
+    server = {"write_stall_s": 0.5}
+    with access_log() as log, gateway(upstream, server=server) as served, slow_client(served, stream=False):
+        row = await log.row()
+    assert row["status"] == 499

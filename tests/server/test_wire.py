@@ -33,7 +33,7 @@ from penstock.errors import (
 from penstock.events import Chunks, Text
 from penstock.messages import ChatReply, ChatRequest, Choice, Chunk, ChunkChoice, Delta, Usage
 from penstock.server.sse import DONE, Encoder, reply_bytes
-from penstock.server.wire import answer_of, parse_chat
+from penstock.server.wire import answer_of, parse_chat, shutting_down
 
 ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 EACH: list[tuple[BaseException, int, str, str | None]] = [
@@ -164,3 +164,37 @@ def test_a_reply_without_bytes_is_whole() -> None:
         "finish_reason": "stop",
     }
     assert made["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+
+
+def test_case_26_many_keys_are_looked_through_once() -> None:
+    keys = [f'"k{n}":0' for n in range(200_000)]
+    body = "{" + ", ".join([*keys, '"k1":1']) + "}"
+    with pytest.raises(Invalid, match="'k1' stands twice"):
+        parse_chat(body.encode())
+
+
+def test_case_26_a_long_key_is_not_repeated_whole() -> None:
+    key = "k" * 1_000_000
+    with pytest.raises(Invalid) as caught:
+        parse_chat(f'{{"{key}": 1, "{key}": 2}}'.encode())
+    assert len(caught.value.message) < 300
+
+
+def test_chunks_of_an_llm_without_a_wire_get_the_required_fields() -> None:
+    encoder = Encoder(ChatRequest.of("Hi", model="mine", stream_options={"include_usage": True}))
+    choice = ChunkChoice(delta=Delta(role="assistant", content="yes"), finish_reason="stop")
+    said = encoder.event(Chunks(views=[Chunk(choices=[choice])])) + encoder.end(None, Usage(1, 2, 3))
+    first, usage = (json.loads(line[6:]) for line in said.decode().split("\n\n")[:2])
+    assert (first["object"], first["model"], usage["usage"]["total_tokens"]) == ("chat.completion.chunk", "mine", 3)
+    assert first["id"] == usage["id"]
+    assert first["created"] > 0
+
+
+def test_a_server_that_stops_says_so_itself() -> None:
+    told = answer_of(shutting_down("the server is shutting down"))
+    assert (told.status, told.body["error"]["type"], told.body["error"]["code"]) == (
+        503,
+        "server_error",
+        "shutting_down",
+    )
+    assert (b"retry-after", b"5") in told.headers(2)

@@ -115,7 +115,7 @@ class _Contract:
 
     async def tell(self, event: Event) -> None:
         """Pass an event on, its chunks repaired where they break the contract."""
-        if not isinstance(event, Chunks):
+        if not isinstance(event, Chunks) or event.path:
             await self._emit(event)
             return
         changed = False

@@ -33,6 +33,7 @@ def converse(prompt: str | None, *, model: str | None, system: str | None, as_js
     text = prompt if prompt is not None else "" if interactive else sys.stdin.read().strip()
     if not (text or interactive):
         raise UsageError("no prompt: give one as an argument or on stdin")
+    _check(text)
     catalog = Catalog(load(config, os.environ), os.environ)
     with asyncio.Runner() as runner:
         name = model or runner.run(_usual_model(catalog))
@@ -77,6 +78,14 @@ class Talk:
 
     def _request(self, text: str, *, stream: bool) -> ChatRequest:
         return ChatRequest(model=self._model, messages=[*self._messages, _user(text)], stream=stream)
+
+
+def _check(text: str) -> None:
+    """Raise `UsageError` for text that came as bytes which are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the prompt is not UTF-8 text (character {error.start + 1})") from None
 
 
 def _user(text: str) -> Message:
@@ -136,6 +145,7 @@ def _loop(runner: asyncio.Runner, talk: Talk) -> int:
         if not text:
             continue
         try:
+            _check(text)
             runner.run(talk.say(text, sys.stdout))
         except KeyboardInterrupt:
             complain("stopped")

@@ -77,7 +77,7 @@ class Catalog:
         if not self._configured:
             for provider in environment.providers:
                 llm = provider.llm()
-                listing = Listing(llm, key_header=provider.service.key_header)
+                listing = Listing(llm)
                 self._providers[provider.name] = _served(provider.name, llm, settings.tracing, listing=listing)
             if not self._providers:
                 self._providers[DEMO] = _served(DEMO, LLMS.get(DEMO)(), settings.tracing)
@@ -102,10 +102,6 @@ class Catalog:
         if self._configured or name == model:
             return served.executor
         return (self._bound if len(name) <= LONGEST_BOUND else self._bind)(served.name, name)
-
-    def order(self, model: str) -> list[str]:
-        """What a call of this model passes, the outermost first, the LLM last; raises `NotFound`."""
-        return list(self._resolve(model)[0].order)
 
     async def models(self) -> list[Model]:
         """The configured models, else those that each provider lists, by names that `find` takes."""

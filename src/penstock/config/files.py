@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from penstock.config.document import Document, Path, dotted, read
+from penstock.config.providers import offered_llm
 from penstock.config.settings import DEMO, FromEnvironment, ServerSettings, Settings, split
 from penstock.errors import ConfigError
 from penstock.llms.services import SERVICES
@@ -60,6 +61,7 @@ def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, An
     source.refuse_doubles("models", [model.name for model in settings.models])
     source.refuse_doubles("auth.tokens", [token.name for token in settings.auth.tokens])
     source.check_addresses(settings, env)
+    source.check_offered(settings)
     server = _overridden(settings.server, overrides or {})
     if not server.loopback and not settings.auth.tokens:
         problem = (
@@ -132,10 +134,20 @@ class _Source:
         for number, model in enumerate(settings.models):
             service = split(model.llm)[0]
             row = SERVICES.get(service)
-            if service == DEMO or row is None or model.base_url or row.base_url or env.get(row.base_env):
+            if row is None or model.base_url or row.base_url or env.get(row.base_env):
                 continue
             problem = f"required for {service}: write the address of your resource, or set {row.base_env}"
             raise self.wrong(problem, ("models", number, "base_url"))
+
+    def check_offered(self, settings: Settings) -> None:
+        """Raise for a model whose provider is no service and cannot be made from what is written."""
+        for number, model in enumerate(settings.models):
+            if split(model.llm)[0] in (*SERVICES, DEMO):
+                continue
+            try:
+                offered_llm(model)
+            except ConfigError as error:
+                raise self.wrong(error.problem, ("models", number, error.key)) from error
 
 
 def _path(error: ErrorDetails) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -39,15 +40,16 @@ class _Rows(msgspec.Struct):
     data: list[_Row]
 
 
+_log = logging.getLogger("penstock.config")
 _decode = msgspec.json.Decoder(_Rows | list[_Row]).decode
 
 
 class Listing:
     """The models of one upstream. `models()` never raises: None until it has answered once."""
 
-    def __init__(self, llm: Gpt, *, key_header: str, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, llm: Gpt, *, clock: Callable[[], float] = monotonic) -> None:
         self._target = Target(f"{llm.base_url}/models", llm.provider, Limits(connect_s=ANSWER_S), method="GET")
-        self._secret, self._key_header = llm.secret, key_header
+        self._llm = llm
         self._clock = clock
         self._known: list[Model] | None = None
         self._due = clock()
@@ -66,22 +68,20 @@ class Listing:
             async with asyncio.timeout(ANSWER_S):
                 body = await self._get()
             found = _decode(body)
-        except (LlmError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError):
+        except (LlmError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
             self._due = self._clock() + AGAIN_S
+            _log.warning("%s does not list its models: %s", self._target.provider, str(error) or "no answer in time")
             return
         rows = found.data if isinstance(found, _Rows) else found
         self._known = [self._model(row) for row in rows]
         self._due = self._clock() + FRESH_S
 
     async def _get(self) -> bytes:
-        headers = {"user-agent": "penstock", "accept": "application/json"}
-        if self._secret is not None:
-            key = self._secret.reveal(self._target.url)
-            headers[self._key_header] = f"Bearer {key}" if self._key_header == "authorization" else key
+        headers = {"user-agent": "penstock", "accept": "application/json", **self._llm.auth_headers(self._target.url)}
         async with Exchange(self._target, headers=headers) as exchange:
             body = await exchange.read(MOST_BYTES)
             if exchange.status != 200:
-                raise LlmError(f"{self._target.provider} does not list its models", provider=self._target.provider)
+                raise LlmError(f"it answered {exchange.status}", provider=self._target.provider)
             return body
 
     def _model(self, row: _Row) -> Model:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import SecretStr
 
 from penstock.config.settings import DEMO, ModelSettings, check_address, one_line, split
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, MissingExtra
 from penstock.llms import LLMS
 from penstock.llms.services import SERVICES, Service
 
@@ -70,6 +71,8 @@ def configured_llm(model: ModelSettings, env: Mapping[str, str]) -> BaseLlm:
     service, name = split(model.llm)
     if service == DEMO:
         return LLMS.get(DEMO)()
+    if service not in SERVICES:
+        return offered_llm(model)
     row = SERVICES[service]
     if model.base_url:  # the usual key belongs to the usual address: it is not sent to another
         return _gpt(row, model.base_url, model.api_key, model, name=name)
@@ -78,12 +81,52 @@ def configured_llm(model: ModelSettings, env: Mapping[str, str]) -> BaseLlm:
     return _gpt(row, base_url, model.api_key or _usual_key(row, env), model, name=name)
 
 
+def offered_llm(model: ModelSettings) -> BaseLlm:
+    """The LLM of a provider that is no service: its class in `LLMS`, made from the model's name and the keys written.
+
+    Raises `ConfigError`, whose `key` is one of the model's, for a class that cannot be loaded or made from these.
+    """
+    provider, name = split(model.llm)
+    place = f"the model {model.name!r}"
+    try:
+        made = LLMS.get(provider)
+    except (MissingExtra, ImportError, AttributeError) as error:
+        raise ConfigError(f"the provider {provider!r} cannot be loaded: {error}", file=place, key="llm") from error
+    options = _options(model)
+    try:
+        return made(model=name, **options)
+    except TypeError as error:
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if found and found[1] in options:
+            problem = f"the provider {provider!r} does not take {found[1]!r}: remove it"
+            raise ConfigError(problem, file=place, key=found[1]) from error
+        raise ConfigError(f"the provider {provider!r} cannot be made: {error}", file=place, key="llm") from error
+
+
 def lacks_key(model: ModelSettings, env: Mapping[str, str]) -> str:
     """The variable that would give a configured model its key, when it has none and its service needs one."""
     row = SERVICES.get(split(model.llm)[0])
     if row is None or row.local or model.api_key or model.base_url or "authorization" in model.headers:
         return ""
     return "" if _variable(env, row.key_env) or _variable(env, row.base_env) else row.key_env
+
+
+def _options(model: ModelSettings) -> dict[str, Any]:
+    """The keys of a model that its LLM is made from, those that are written."""
+    options = {
+        "api_key": model.api_key.get_secret_value() if model.api_key else None,
+        "base_url": model.base_url,
+        "headers": _headers(model),
+        "params": model.params,
+        "timeout_s": model.timeout_s,
+        "idle_timeout_s": model.idle_timeout_s,
+        "connect_timeout_s": model.connect_timeout_s,
+    }
+    return {key: value for key, value in options.items() if value}
+
+
+def _headers(model: ModelSettings) -> dict[str, str]:
+    return {header: value.get_secret_value() for header, value in model.headers.items()}
 
 
 def _gpt(row: Service, base_url: str, key: SecretStr | None, model: ModelSettings, *, name: str = "") -> Gpt:
@@ -96,7 +139,7 @@ def _gpt(row: Service, base_url: str, key: SecretStr | None, model: ModelSetting
         api_key=key.get_secret_value() if key else None,
         base_url=base_url,
         service=row,
-        headers={header: value.get_secret_value() for header, value in model.headers.items()},
+        headers=_headers(model),
         params=model.params,
         limits=Limits(
             connect_s=model.connect_timeout_s or usual.connect_s,

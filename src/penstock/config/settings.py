@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, Strict, model_validator
 
 from penstock.chat.passthrough import DENIED
+from penstock.llms import LLMS
 from penstock.llms.services import SERVICES
 
 DEMO = "demo"
@@ -65,22 +66,20 @@ def _origin(value: str) -> str:
 
 
 def _llm(value: str) -> str:
-    """A service's name and a model of it."""
+    """A service's name, or that of a provider in `LLMS`, and a model of it."""
     service, model = split(value)
-    if service in UNBUILT_PROVIDERS:
-        raise ValueError(f"the provider {service!r} is not supported by this version: {_known_services()}")
-    if service != DEMO and service not in SERVICES:
+    known = {*SERVICES, *LLMS.names()}
+    if service not in known:
+        services = f"services are {', '.join(sorted(known))}"
+        if service in UNBUILT_PROVIDERS:
+            raise ValueError(f"the provider {service!r} is not supported by this version: {services}")
         named = (
             f"no service {service!r}: " if model else "write the service before the model, as in openai:gpt-5-mini: "
         )
-        raise ValueError(named + _known_services())
+        raise ValueError(named + services)
     if service != DEMO and not model:
         raise ValueError(f"name the model too, as in {service}:MODEL")
     return value
-
-
-def _known_services() -> str:
-    return f"services are {', '.join(sorted((*SERVICES, DEMO)))}"
 
 
 def _header_name(value: str) -> str:
@@ -135,7 +134,7 @@ class ServerSettings(_Section):
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535), BeforeValidator(_number)] = 8000
-    workers: Count = 1
+    workers: Annotated[int, Field(ge=1, le=256), BeforeValidator(_number)] = 1
     disconnect: Literal["cancel", "finish"] = "cancel"
     heartbeat_s: Seconds = 15.0
     write_stall_s: Seconds = 60.0
@@ -162,7 +161,9 @@ class TokenSettings(_Section):
     name: Name
     hash: Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")] | None = None
     value: Text | None = None
-    scopes: Annotated[tuple[Literal["chat", "tools", "admin"], ...], Strict(strict=False)] = ("chat",)
+    scopes: Annotated[tuple[Literal["chat", "tools", "admin"], ...], Strict(strict=False), Field(min_length=1)] = (
+        "chat",
+    )
     tenant: Name | None = None
 
     @model_validator(mode="after")

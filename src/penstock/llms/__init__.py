@@ -5,4 +5,3 @@ from penstock.registry import Registry
 
 LLMS: Registry[type[BaseLlm]] = Registry("LLM provider", group="penstock.llms")
 LLMS.register("demo", "penstock.llms.demo:Demo")
-LLMS.register("openai", "penstock.llms.openai:Gpt")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
 from typing import Any
 
 from penstock.events import Chunks
@@ -56,6 +57,24 @@ class BaseLlm:
         """The text of the answer to one prompt or a conversation; `params` are the fields of an OpenAI request."""
         reply = await execute(self, ChatRequest.of(messages, **params))
         return reply.content
+
+
+class accounted:  # noqa: N801  # a context manager
+    """Awaits `account()` however its block ends, unless its coroutine was closed: then nothing can be awaited."""
+
+    __slots__ = ("_account",)
+
+    def __init__(self, account: Callable[[], Awaitable[None]]) -> None:
+        self._account = account
+
+    async def __aenter__(self) -> None:
+        """Nothing is owed yet."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not GeneratorExit:
+            await self._account()
 
 
 def _with_policies(own: Any) -> Any:

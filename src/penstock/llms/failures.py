@@ -49,15 +49,15 @@ MAX_TEXT = 2000
 
 
 class Who(NamedTuple):
-    """Who answered, and the key that must not show in what is said of it."""
+    """Who answered, and the secrets that must not show in what is said of it."""
 
     provider: str
-    secret: Secret | None = None
+    secrets: tuple[Secret, ...] = ()
 
 
 def from_status(status: int, headers: Mapping[str, str], body: bytes, *, who: Who) -> LlmError:
     """The error that an HTTP answer other than 200 means."""
-    said = _decoded(body)
+    said = _decoded(body) or _wordless(status, headers)
     kind = BY_STATUS.get(status) or (BadAnswer if status < 400 else BadRequest if status < 500 else Unavailable)
     return from_said(said, kind, status=status, headers=headers, who=who)
 
@@ -95,12 +95,19 @@ def from_said(
     return error
 
 
+def _wordless(status: int, headers: Mapping[str, str]) -> str:
+    where = headers.get("location")
+    return f"answered {status}, to {where!r}: set base_url to it" if where else f"answered {status} without a reason"
+
+
 def _shown(said: Any, who: Who) -> str | None:
-    """What a service said as text of a bounded length, without the key."""
+    """What a service said as text of a bounded length, without the secrets."""
     if said is None:
         return None
     text = str(said)[:MAX_TEXT]
-    return who.secret.scrub(text) if who.secret else text
+    for secret in who.secrets:
+        text = secret.scrub(text)
+    return text
 
 
 def from_network(error: HttpError | OSError, provider: str) -> LlmError:

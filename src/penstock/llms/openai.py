@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from penstock.errors import BadAnswer, LlmError, TimedOut, UnknownName, UsageError
+from penstock.errors import BadAnswer, BadRequest, LlmError, TimedOut, UnknownName, UsageError
 from penstock.events import Chunks, Fold, Used
-from penstock.llms.base import BaseLlm
+from penstock.llms.base import BaseLlm, accounted
 from penstock.llms.canonical import Canonical
 from penstock.llms.failures import Who, from_status
 from penstock.llms.openai_wire import decode_chunk, decode_reply
@@ -20,6 +20,7 @@ from penstock.llms.sse import EventTooLong, Read, SseReader
 from penstock.llms.transport import Exchange, Limits, Target
 from penstock.messages import ChatReply, ChatRequest, Chunk, ChunkChoice, Delta, Usage
 from penstock.net import Secret
+from penstock.net.http import request_head
 from penstock.policies.timeout import Deadline
 from penstock.run import Run
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from penstock.policies import Policy
 
 BYTES_A_TOKEN = 4
+MOST_WHOLE = 64 * 1024 * 1024
+ASK_USAGE = b',"stream_options":{"include_usage":true}}'
 _encode = msgspec.json.Encoder().encode
 
 
@@ -73,7 +76,12 @@ class Gpt(BaseLlm):
         self._service = row
         self._target = Target(f"{address}/chat/completions", row.name, self.limits)
         self._headers = {"content-type": "application/json", "user-agent": "penstock", **(headers or {})}
-        self._who = Who(self.provider, self.secret)
+        try:
+            request_head("POST", self._target.url, self._headers, 0)
+        except ValueError as error:
+            raise UsageError(f"{row.name} cannot be called: {error}") from error
+        hidden = tuple(Secret(value, origin=address) for value in (headers or {}).values())
+        self._who = Who(self.provider, hidden if self.secret is None else (self.secret, *hidden))
 
     async def __call__(self, request: ChatRequest, run: Run, /) -> ChatReply:
         """Send the request as it is wanted, streamed or whole, and tell what comes."""
@@ -82,39 +90,49 @@ class Gpt(BaseLlm):
         answer = _Answer(self._who, run, deadline, sent=len(body))
         exchange = Exchange(self._target, headers=self._head(run.span), body=body)
         try:
-            async with deadline, exchange:
+            async with accounted(answer.account), deadline, exchange:
                 if exchange.status != 200:
                     raise from_status(exchange.status, exchange.headers, await exchange.read(65536), who=self._who)
                 if exchange.headers.get("content-type", "").startswith("text/event-stream"):
                     return await answer.stream(exchange)
-                return await answer.whole(await exchange.read())
+                return await answer.whole(await exchange.read(MOST_WHOLE))
         except TimeoutError as late:
             if not deadline.expired:
                 raise
             raise answer.late(self.limits, idled=deadline.idled) from late
         except LlmError as error:
             raise answer.with_partial(error) from error.__cause__
-        finally:
-            await answer.account()
 
     def _body(self, request: ChatRequest) -> bytes:
         """The bytes to send: the client's own when nothing in them must change."""
         model = self.model or request.model
         ask = request.stream and self._service.usage_on_request and not request.wants_usage
-        if request.data is not None and model == request.model and not self.params and not ask:
-            return request.data
+        if request.data is not None and model == request.model and not self.params:
+            if not ask:
+                return request.data
+            if "stream_options" not in request.params:
+                return request.data.rstrip()[:-1] + ASK_USAGE
         fields: dict[str, Any] = {**self.params, **request.params, "model": model, "messages": request.messages}
         if request.stream:
             fields["stream"] = True
+        elif "stream_options" not in request.params:
+            fields.pop("stream_options", None)
         if ask:
-            fields["stream_options"] = {**(request.params.get("stream_options") or {}), "include_usage": True}
-        return _encode(fields)
+            fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
+        try:
+            return _encode(fields)
+        except RecursionError as error:
+            raise BadRequest("the request is nested too deeply", provider=self.provider, status=400) from error
+
+    def auth_headers(self, url: str) -> dict[str, str]:
+        """The headers that carry the key, for a request to `url`; raises `UsageError` where it may not be sent."""
+        if self.secret is None:
+            return {}
+        header = self._service.key_header
+        return {header: f"Bearer {self.secret.reveal(url)}" if header == "authorization" else self.secret.reveal(url)}
 
     def _head(self, span: Span | None) -> dict[str, str]:
-        headers = self._headers.copy()
-        if self.secret is not None:
-            key = self.secret.reveal(self._target.url)
-            headers[self._service.key_header] = f"Bearer {key}" if self._service.key_header == "authorization" else key
+        headers = {**self._headers, **self.auth_headers(self._target.url)}
         if span is not None:
             context = span.get_span_context()
             if context.is_valid:
@@ -138,6 +156,8 @@ class _Answer:
 
     async def whole(self, body: bytes) -> ChatReply:
         """Take an unstreamed answer: it is a stream of one chunk."""
+        if len(body) >= MOST_WHOLE:
+            raise self._bad(f"sent an answer of more than {MOST_WHOLE} bytes")
         view, mended = decode_reply(body, self._who)
         repaired = Canonical().repair(view) or mended
         self._take(view)
@@ -239,10 +259,11 @@ class _Answer:
 
     def late(self, limits: Limits, *, idled: bool) -> LlmError:
         """The error of a limit that was reached."""
-        limit = f"within {limits.idle_s:g} s" if idled else f"within {limits.total_s:g} s in all"
         if self._first is None:
-            return TimedOut(f"{self._who.provider} did not answer {limit}", provider=self._who.provider)
-        return self.with_partial(self._bad(f"stalled: nothing more came {limit}"))
+            text = f"{self._who.provider} did not answer within {limits.total_s:g} s in all"
+            return TimedOut(text, provider=self._who.provider)
+        stalled = f"stalled: nothing more came within {limits.idle_s:g} s"
+        return self.with_partial(self._bad(stalled if idled else f"did not finish within {limits.total_s:g} s in all"))
 
     def with_partial(self, error: LlmError) -> LlmError:
         """The error with what had arrived; once anything has, it is a bad answer."""

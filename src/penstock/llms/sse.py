@@ -32,11 +32,12 @@ _NOTHING = Read([])
 class SseReader:
     """Cuts a byte stream into events; what is not complete yet waits for the next piece."""
 
-    __slots__ = ("_held", "_size", "_start")
+    __slots__ = ("_held", "_size", "_start", "_tail")
 
     def __init__(self) -> None:
         self._held: list[bytes] = []
         self._size = 0
+        self._tail = b""
         self._start = True
 
     def feed(self, block: bytes) -> Read:
@@ -46,7 +47,9 @@ class SseReader:
             if self._size > MAX_EVENT:
                 raise EventTooLong(f"an event is larger than {MAX_EVENT} bytes")
             self._held.append(block)
-            if b"\n" not in block and b"\r" not in block:
+            seam = self._tail + block  # what is held has no end in it: one begins in its last three bytes at most
+            if not self._start and b"\n\n" not in seam and (b"\r" not in seam or not _EVENT_END.search(seam)):
+                self._tail = seam[-3:]
                 return _NOTHING
             block = b"".join(self._held)
         plain = True
@@ -59,7 +62,9 @@ class SseReader:
         else:
             parts = block.split(b"\n\n")
         rest = parts.pop()
-        self._held, self._size = [rest] if rest else [], len(rest)
+        self._held = []
+        if rest:
+            self._hold(rest)
         if not parts:
             return _NOTHING
         if rest and plain:
@@ -71,10 +76,13 @@ class SseReader:
         rest, self._held = b"".join(self._held), []
         return _read([rest], None) if rest.strip() else _NOTHING
 
+    def _hold(self, rest: bytes) -> None:
+        self._held, self._size, self._tail = [rest], len(rest), rest[-3:]
+
     def _without_mark(self, block: bytes) -> tuple[bytes, bool]:
         """The first piece without its byte order mark; held while it may still become one."""
         if len(block) < 3 and b"\xef\xbb\xbf".startswith(block):
-            self._held, self._size = [block], len(block)
+            self._hold(block)
             return b"", True
         self._start, self._held = False, []
         return (block[3:], False) if block.startswith(b"\xef\xbb\xbf") else (block, True)

@@ -103,8 +103,8 @@ class Exchange:
         except HttpError as error:
             raise from_network(error, self._target.provider) from error
 
-    async def read(self, limit: int = 64 * 1024 * 1024) -> bytes:
-        """The whole body, or its first `limit` bytes."""
+    async def read(self, limit: int) -> bytes:
+        """The whole body; of a longer one no more blocks once `limit` bytes have come."""
         parts: list[bytes] = []
         size = 0
         while size < limit and (part := await self.block()):

@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 import zlib
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from functools import lru_cache
 from typing import Protocol, TypeAlias, cast
@@ -26,6 +27,7 @@ Origin: TypeAlias = tuple[str, str, int]
 
 HIGH_WATER = 128 * 1024
 IDLE_S = 60.0
+MAX_IDLE = 512
 
 
 class Inflate(Protocol):
@@ -204,7 +206,7 @@ class Pool:
     """The connections of one event loop, by origin."""
 
     def __init__(self) -> None:
-        self._idle: dict[Origin, list[Connection]] = {}
+        self._idle: dict[Origin, deque[Connection]] = {}  # the oldest at the left
         self._tls: ssl.SSLContext | None = None
 
     async def take(self, origin: Origin, connect_s: float, *, fresh: bool = False) -> Connection:
@@ -231,12 +233,19 @@ class Pool:
         return await open_tunnel(proxy, host, port, tls=self._tls, make=Connection)
 
     def give(self, origin: Origin, connection: Connection) -> None:
-        """Take a connection back when its exchange is over; one that cannot be used again is closed."""
+        """Take a connection back when its exchange is over; one that cannot be used again is closed.
+
+        So are all that have been idle for `IDLE_S`, and the oldest beyond `MAX_IDLE` of one origin.
+        """
+        now = asyncio.get_running_loop().time()
         if connection.reusable and connection.alive:
-            connection.idle_since = asyncio.get_running_loop().time()
-            self._idle.setdefault(origin, []).append(connection)
+            connection.idle_since = now
+            self._idle.setdefault(origin, deque()).append(connection)
         else:
             connection.abort()
+        for idle in self._idle.values():
+            while idle and (now - idle[0].idle_since >= IDLE_S or len(idle) > MAX_IDLE):
+                idle.popleft().abort()
 
     def close(self) -> None:
         """Close every idle connection."""
@@ -266,6 +275,7 @@ async def _open() -> AsyncGenerator[Pool, None]:
         yield fresh
     finally:
         fresh.close()
+        _pools.pop(asyncio.get_running_loop(), None)  # the pool holds its loop: weak keys alone never let go
 
 
 def request_head(method: str, url: str, headers: Mapping[str, str], length: int) -> tuple[Origin, bytes]:

@@ -1,11 +1,20 @@
 """Policies: functions from executor to executor, so they nest in any order."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar
 
 from penstock.run import Executor
 
-Policy: TypeAlias = Callable[[Executor[Any, Any]], Executor[Any, Any]]
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+
+class Policy(Protocol):
+    """Wraps an executor into another one that takes and gives the same."""
+
+    def __call__(self, executor: Executor[Request, Result], /) -> Executor[Request, Result]:
+        """The wrapped executor."""
+        ...
 
 
 def wrap(executor: Executor[Any, Any], policies: Iterable[Policy]) -> Executor[Any, Any]:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from penstock.events import Fold
 from penstock.messages import ChatReply, Usage
-from penstock.outcome import Outcome
+from penstock.outcome import Failed, Outcome
 from penstock.policies import Policy
 from penstock.run import Executor, Principal, Run
 
@@ -33,18 +33,30 @@ Store: TypeAlias = Callable[[Record], Awaitable[None] | None]
 
 
 def record(store: Store) -> Policy:
-    """Call `store(record)` once for each run, also for a failed or cancelled one; if it raises, the run has failed."""
+    """Call `store(record)` once for each call, when its run's end is fixed; if it raises, the run has failed.
+
+    The outcome is that of the call where it failed, else that of its run.
+    """
 
     def policy(executor: Executor[Request, Result]) -> Executor[Request, Result]:
         async def call(request: Request, run: Run, /) -> Result:
             fold, began = Fold(), monotonic()
+            seconds: float | None = None
+            failure: Failed | None = None
 
             def close(outcome: Outcome[Any]) -> Awaitable[None] | None:
+                took = monotonic() - began if seconds is None else seconds
                 reply = fold.reply(fold.usage)
-                return store(Record(request, reply, fold.usage, outcome, run.principal, monotonic() - began))
+                return store(Record(request, reply, fold.usage, failure or outcome, run.principal, took))
 
             run.closing(close)
-            return await executor(request, run.listening(fold.add))
+            try:
+                return await executor(request, run.listening(fold.add))
+            except Exception as error:  # noted, and raised again
+                failure = Failed(error)
+                raise
+            finally:
+                seconds = monotonic() - began
 
         return call
 

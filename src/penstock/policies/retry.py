@@ -6,11 +6,12 @@ import asyncio
 import random
 from typing import TypeVar
 
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, UsageError
 from penstock.events import Chunks, Event, Reasoning, Retrying, Text
 from penstock.policies import Policy
 from penstock.run import Executor, Run
 
+ANSWERS = (Chunks, Text, Reasoning)
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
@@ -21,6 +22,8 @@ def retry(*, attempts: int = 3, base_s: float = 0.5, max_s: float = 30.0) -> Pol
     Waits the error's `retry_after` where it has one, and gives up when that is more than `max_s` seconds. Once the
     executor has told any part of an answer, its failure is final: an answer never starts twice.
     """
+    if attempts < 1:
+        raise UsageError(f"attempts is {attempts}: the first call is one, so write 1 or more")
 
     def policy(executor: Executor[Request, Result]) -> Executor[Request, Result]:
         async def call(request: Request, run: Run, /) -> Result:
@@ -28,7 +31,7 @@ def retry(*, attempts: int = 3, base_s: float = 0.5, max_s: float = 30.0) -> Pol
 
             def note(event: Event) -> None:
                 nonlocal spoke
-                if isinstance(event, Chunks | Text | Reasoning):
+                if isinstance(event, ANSWERS):
                     spoke = True
 
             heard = run.listening(note)

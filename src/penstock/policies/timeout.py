@@ -8,7 +8,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Self, TypeVar
 
-from penstock.errors import PenstockError, TimedOut
+from penstock.errors import PenstockError, TimedOut, UsageError
 from penstock.events import Event
 from penstock.policies import Policy
 from penstock.run import Executor, Run
@@ -102,6 +102,8 @@ class Deadline:
 
 def timeout(seconds: float, *, error: Callable[[str], PenstockError] = TimedOut) -> Policy:
     """Stop the executor after `seconds` of its own time and raise `error(message)`."""
+    if seconds <= 0:
+        raise UsageError(f"a timeout of {seconds:g} s leaves no time: write more than 0")
 
     def policy(executor: Executor[Request, Result]) -> Executor[Request, Result]:
         async def call(request: Request, run: Run, /) -> Result:

@@ -6,6 +6,7 @@ passed on explicitly, through the run, and never become the current span of anyb
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -34,6 +35,7 @@ class Describe(Protocol):
         ...
 
 
+_log = logging.getLogger("penstock.trace")
 KINDS = {"server": SpanKind.SERVER, "llm": SpanKind.CLIENT}
 SCOPE = "penstock"
 
@@ -78,8 +80,9 @@ def trace(kind: str, *, name: str = "", describe: Describe | None = None, conten
                 result = outcome.result if isinstance(outcome, Finished) else fold.reply()
                 try:
                     span.set_attributes(describe(request, result, content=content) if describe else {})
-                finally:
-                    span.end()
+                except Exception:  # a trace may lack something, a call may not fail by it
+                    _log.exception("a call cannot be described for its span")
+                span.end()
 
             def note(event: Event) -> None:
                 fold.add(event)

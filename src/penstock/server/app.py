@@ -13,23 +13,25 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import msgspec
 
 from penstock.config.listing import Model
-from penstock.errors import Invalid, PenstockError, TooLarge, Unavailable
+from penstock.errors import Invalid, PenstockError, TooLarge
 from penstock.messages import ChatReply, ChatRequest
 from penstock.outcome import Cancelled, Failed
 from penstock.policies.trace import describe_chat, trace
 from penstock.run import Executor, Principal
+from penstock.server.answering import respond
 from penstock.server.auth import Auth, demand
+from penstock.server.client import ClientGone, Headers, Manner, Receive, Scope, Send
 from penstock.server.log import access
 from penstock.server.pages import pages
-from penstock.server.respond import ClientGone, Headers, Manner, Receive, Scope, Send, respond
 from penstock.server.sse import fresh_id
 from penstock.server.tracing import parent_of
-from penstock.server.wire import answer_of, parse_chat
+from penstock.server.wire import answer_of, parse_chat, shutting_down
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 CHAT = frozenset(("/v1/chat/completions", "/chat/completions"))
+PROBES = frozenset(("/health", "/ready"))
 _REQUEST_ID = re.compile(rb"^[\w.:-]{1,128}$")
 _UNBUILT = {b"x-conversation-id": "conversations", b"idempotency-key": "idempotency keys"}
 
@@ -92,8 +94,7 @@ class App:
                 call = _Call(scope, receive, send, headers, extra)
                 await (self._chat(call) if scope["method"] == "POST" else _misused(call))
             else:
-                page = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope  # the server sends no body
-                await self._pages(cast("Any", page), receive, cast("Any", _adding(send, extra)))
+                await self._page(scope, receive, _Sending(send, extra))
 
     def drain(self) -> None:
         """Refuse new requests from now on."""
@@ -111,17 +112,24 @@ class App:
             ]
         return extra
 
+    async def _page(self, scope: Scope, receive: Receive, send: _Sending) -> None:
+        began = monotonic()
+        page = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope  # the server sends no body
+        await self._pages(cast("Any", page), receive, cast("Any", send))
+        if scope["path"] not in PROBES or send.status >= 400:
+            access({**_facts(scope, send.extra, send.status), "ms": _ms_since(began)})
+
     async def _chat(self, call: _Call) -> None:
         began = monotonic()
         principal: Principal | None = None
         request: ChatRequest | None = None
         try:
             if self.draining:
-                raise Unavailable("the server is shutting down", provider="penstock", retry_after=5)
+                raise shutting_down("the server is shutting down")
             principal = self._options.auth.principal(call.headers.get(b"authorization"))
             demand(principal, "chat")
             manner = _manner(call.headers, self._options.manner)
-            request = parse_chat(await call.body(self._max_body))
+            request = parse_chat(await call.body(self._max_body, within_s=manner.write_stall_s))
             executor = self._catalog.find(request.model)
             if self._options.traced:
                 executor = trace(
@@ -161,11 +169,18 @@ class _Call:
     headers: dict[bytes, bytes]
     extra: list[tuple[bytes, bytes]]
 
-    async def body(self, limit: int) -> bytes:
+    async def body(self, limit: int, *, within_s: float) -> bytes:
         """The body; raises `TooLarge` once it is known to exceed `limit` bytes, `ClientGone` where it does not end."""
         length = self.headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > limit:
             raise _too_large(limit)
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._read(limit)
+        except TimeoutError:
+            raise ClientGone("did not send its whole request in time") from None
+
+    async def _read(self, limit: int) -> bytes:
         parts: list[bytes] = []
         size, more = 0, True
         while more:
@@ -184,11 +199,7 @@ class _Call:
         told = answer_of(error)
         status = status or told.status
         body = msgspec.json.encode(told.body)
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *self.extra]
-        if told.retry_after is not None:
-            headers.append((b"retry-after", str(max(1, round(told.retry_after))).encode()))
-        if status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
+        headers = [*told.headers(len(body)), *self.extra]
         if status == 405:
             headers.append((b"allow", b"POST"))
         with suppress(OSError):  # nobody is there any more
@@ -238,16 +249,11 @@ def _log(  # the facts of one request  # noqa: PLR0913
     answer: respond | None = None,
     error: PenstockError | None = None,
 ) -> None:
-    fields: dict[str, Any] = {
-        "id": call.extra[0][1].decode(),
-        "method": "POST",
-        "path": call.scope["path"],
-        "status": status,
-        "model": request.model if request else None,
-        "stream": request.stream if request else None,
-        "by": principal.name if principal else None,
-        "ms": round((monotonic() - began) * 1000, 1),
-    }
+    fields = _facts(call.scope, call.extra, status)
+    fields["model"] = request.model if request else None
+    fields["stream"] = request.stream if request else None
+    fields["by"] = principal.name if principal else None
+    fields["ms"] = _ms_since(began)
     if answer is not None:
         usage = answer.usage
         if answer.ttft_s is not None:
@@ -261,6 +267,14 @@ def _log(  # the facts of one request  # noqa: PLR0913
     if error is not None:
         fields["error"] = f"{type(error).__name__}: {error.message[:200]!r}"
     access(fields)
+
+
+def _facts(scope: Scope, extra: list[tuple[bytes, bytes]], status: int) -> dict[str, Any]:
+    return {"id": extra[0][1].decode(), "method": scope["method"], "path": scope["path"], "status": status}
+
+
+def _ms_since(began: float) -> float:
+    return round((monotonic() - began) * 1000, 1)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
@@ -284,10 +298,14 @@ async def _preflight(headers: Mapping[bytes, bytes], extra: Headers, send: Send)
     await send({"type": "http.response.body", "body": b""})
 
 
-def _adding(send: Send, extra: Headers) -> Send:
-    async def sending(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), *extra]}
-        await send(message)
+class _Sending:
+    """A `send` that adds headers to the answer, and notes its status."""
 
-    return sending
+    def __init__(self, send: Send, extra: list[tuple[bytes, bytes]]) -> None:
+        self._send, self.extra, self.status = send, extra, 499
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *self.extra]}
+        await self._send(message)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import re
 import sys
 import time
+from contextlib import suppress
 from typing import Any, Literal, TextIO
 
 import msgspec
 
 LOGGER = logging.getLogger("penstock")
 BATCH_S = 0.05
+LONGEST = 200
 ACCESS = logging.getLogger("penstock.access")
+_SPECIAL = re.compile(r"""[\s='"]""")
 
 
 def configure(form: Literal["plain", "json"]) -> None:
@@ -32,25 +36,34 @@ class _Batched(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._lines: list[str] = []
+        self._due: asyncio.AbstractEventLoop | None = None
         atexit.register(self.flush)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a line for up to 50 ms; outside an event loop, and from a warning up, write at once."""
         self._lines.append(self.format(record))
-        if len(self._lines) == 1 and record.levelno < logging.WARNING:
-            try:
-                asyncio.get_running_loop().call_later(BATCH_S, self.flush)
-            except RuntimeError:
-                self.flush()
-        elif record.levelno >= logging.WARNING:
+        try:
+            loop = asyncio.get_running_loop() if record.levelno < logging.WARNING else None
+        except RuntimeError:
+            loop = None
+        if loop is None:
             self.flush()
+        elif loop is not self._due:  # another one may have ended with lines kept
+            self._due = loop
+            loop.call_later(BATCH_S, self.flush)
 
     def flush(self) -> None:
         """Write what is kept."""
-        if self._lines:
+        self.acquire()  # a thread may be in `emit`
+        try:
+            self._due = None
             lines, self._lines = self._lines, []
-            self.stream.write("\n".join(lines) + "\n")
-            self.stream.flush()
+            if lines:
+                with suppress(OSError):  # nobody reads them any more; requests are answered all the same
+                    self.stream.write("\n".join(lines) + "\n")
+                    self.stream.flush()
+        finally:
+            self.release()
 
 
 def access(fields: dict[str, Any]) -> None:
@@ -76,9 +89,8 @@ class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         head = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname.lower():7}"
         if isinstance(record, _Record):
-            return f"{head} " + " ".join(
-                [f"{name}={value}" for name, value in record.fields.items() if value is not None]
-            )
+            facts = [f"{name}={_word(value)}" for name, value in record.fields.items() if value is not None]
+            return f"{head} {' '.join(facts)}"
         text = f"{head} {record.name}: {record.getMessage()}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
@@ -87,9 +99,19 @@ class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {"time": record.created, "level": record.levelname.lower(), "logger": record.name}
         if isinstance(record, _Record):
-            line |= {name: value for name, value in record.fields.items() if value is not None}
+            line |= {name: _cut(value) for name, value in record.fields.items() if value is not None}
         else:
             line["message"] = record.getMessage()
             if record.exc_info:
                 line["exception"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line).decode()
+
+
+def _cut(value: Any) -> Any:
+    return f"{value[:LONGEST]}..." if isinstance(value, str) and len(value) > LONGEST else value
+
+
+def _word(value: Any) -> str:
+    """A value as one word of a line, whatever a client put into it."""
+    text = str(_cut(value))
+    return text if text.isprintable() and not _SPECIAL.search(text) else repr(text)

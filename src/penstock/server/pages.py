@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from importlib import metadata, resources
 from typing import Annotated, Any, Protocol
 
+import msgspec
 from fastapi import FastAPI, Header, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from penstock.config.listing import Model
@@ -81,9 +82,11 @@ def _row(model: Model) -> dict[str, Any]:
     return {"id": model.id, "object": "model", "created": model.created, "owned_by": model.owned_by}
 
 
-async def _failed(_: Request, error: Exception) -> JSONResponse:
+async def _failed(_: Request, error: Exception) -> Response:
     told = answer_of(error)
-    return JSONResponse(told.body, told.status, {"www-authenticate": "Bearer"} if told.status == 401 else None)
+    body = msgspec.json.encode(told.body)
+    headers = {name.decode(): value.decode() for name, value in told.headers(len(body))}
+    return Response(body, told.status, headers)
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:

@@ -11,9 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from time import monotonic
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -22,8 +23,8 @@ from penstock.config import Catalog, Settings
 from penstock.run import Principal
 from penstock.server.app import App, Options
 from penstock.server.auth import Auth, Token, hash_of
+from penstock.server.client import CONNECTION, Manner
 from penstock.server.log import configure
-from penstock.server.respond import CONNECTION, Manner
 from penstock.server.tracing import export_to, flush
 
 KEEP_ALIVE_S = 75
@@ -32,6 +33,9 @@ PIPELINED = 16
 UNSENT_BYTES = 128 * 1024
 _UNSENT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not on every system
 LAST_S = 1.0
+SAME_SIGNAL_S = 1.0
+DEATHS = 5
+DEATHS_WITHIN_S = 60.0
 _log = logging.getLogger("penstock.server")
 
 
@@ -72,6 +76,17 @@ class Protocol(HttpToolsProtocol):
         """Close the connection at once."""
         self.transport.abort()
 
+    async def drained(self) -> None:
+        """Wait until the system has taken all that was written, or the connection is lost."""
+        if self not in self.connections or not self.transport.get_write_buffer_size():
+            return
+        self.transport.set_write_buffer_limits(high=0)
+        try:
+            await self.flow.drain()
+        finally:
+            if self in self.connections:
+                self.transport.set_write_buffer_limits()
+
 
 class Server(uvicorn.Server):
     """uvicorn with a drain: on the first signal new requests are refused while running ones may finish."""
@@ -80,27 +95,31 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._app, self._drain_s = app, drain_s
         self._draining: asyncio.Task[None] | None = None
+        self._told = 0.0
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Drain on SIGTERM and SIGINT; a second signal stops at once."""
+        """Drain on SIGTERM and SIGINT; a second signal, a second or more later, stops at once."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         try:
             yield
         finally:
+            for handler in logging.getLogger().handlers:
+                handler.flush()  # from here on a signal may end the process
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's signature
         """Begin to drain, or stop at once when already draining."""
-        if self._draining is not None:
+        if self._draining is None:
+            self._told = monotonic()
+            self._app.drain()
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+        elif monotonic() - self._told >= SAME_SIGNAL_S:  # a worker hears a terminal's Ctrl-C from its parent too
             self._end_runs("the server was told to stop at once")
             self.should_exit = True
-            return
-        self._app.drain()
-        self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
         _log.info("draining: %d requests are running, %g s to finish", len(self._app.running), self._drain_s)
@@ -201,34 +220,59 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def supervise(command: Sequence[str], workers: int, sock: socket.socket) -> int:
-    """Run `workers` child processes of `command` on one socket, start a dead one again, pass signals on; returns 0."""
-    stopping = False
-    children: list[subprocess.Popen[bytes]] = []
+    """Run `workers` child processes of `command` on one socket, start a dead one again, and pass signals on.
 
-    def start() -> subprocess.Popen[bytes]:
-        command_line = [*command, "--fd", str(sock.fileno())]
-        return subprocess.Popen(command_line, pass_fds=[sock.fileno()])  # noqa: S603  # this program itself
-
-    def stop(number: int, _: Any) -> None:
-        nonlocal stopping
-        stopping = True
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
-
+    Returns when all have ended: 0 after a signal, 1 when more than `DEATHS` for each worker died within a minute.
+    """
+    children = _Children(command, workers, sock.fileno())
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    children += [start() for _ in range(workers)]
-    failures = 0
-    while any(child.poll() is None for child in children):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            children[0].wait(0.2)
-        for place, child in enumerate(children):
-            if not stopping and child.poll() is not None:
-                failures += 1
+        signal.signal(number, children.stop)
+    return children.run()
+
+
+class _Children:
+    """Processes that share a listening socket; as many as wanted until they are told to stop."""
+
+    def __init__(self, command: Sequence[str], wanted: int, fd: int) -> None:
+        self._command, self._wanted, self._fd = [*command, "--fd", str(fd)], wanted, fd
+        self._living: list[subprocess.Popen[bytes]] = []
+        self._deaths: deque[float] = deque(maxlen=DEATHS * wanted + 1)
+        self._signal: int | None = None
+
+    def stop(self, number: int, _: FrameType | None) -> None:
+        """Pass a signal on, and start no more."""
+        self._signal = number
+        for child in self._living:
+            child.send_signal(number)
+
+    def run(self) -> int:
+        code = 0
+        while True:
+            self._bury()
+            if self._signal is None and self._dying():
+                _log.error("the workers die again and again: giving up")
+                code = 1
+                self.stop(signal.SIGTERM, None)
+            while self._signal is None and len(self._living) < self._wanted:
+                self._start()
+            if not self._living:
+                return code
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._living[0].wait(0.2)
+
+    def _start(self) -> None:
+        child = subprocess.Popen(self._command, pass_fds=[self._fd])  # noqa: S603  # this program itself
+        self._living.append(child)
+        if self._signal is not None:  # it came before this one was in the list
+            child.send_signal(self._signal)
+
+    def _bury(self) -> None:
+        for child in [child for child in self._living if child.poll() is not None]:
+            self._living.remove(child)
+            if self._signal is None:
                 _log.error("worker %d ended with code %s", child.pid, child.returncode)
-                if failures > 5 * workers:
-                    stop(signal.SIGTERM, None)
-                    return 1
-                children[place] = start()
-    return 0
+                self._deaths.append(monotonic())
+
+    def _dying(self) -> bool:
+        deaths = self._deaths
+        return len(deaths) == deaths.maxlen and monotonic() - deaths[0] < DEATHS_WITHIN_S

@@ -28,7 +28,7 @@ def fresh_id() -> str:
 class Encoder:
     """The server-sent events of one answer."""
 
-    __slots__ = ("_began", "_created", "_id", "_model", "_spoke", "_text", "_usage_asked")
+    __slots__ = ("_began", "_created", "_id", "_model", "_spoke", "_text", "_usage_asked", "_usage_told")
 
     def __init__(self, request: object) -> None:
         chat = request if isinstance(request, ChatRequest) else None
@@ -36,17 +36,17 @@ class Encoder:
         self._created = int(time.time())
         self._model = chat.model if chat else ""
         self._usage_asked = chat is not None and chat.wants_usage
-        self._began = self._spoke = self._text = False
+        self._began = self._spoke = self._text = self._usage_told = False
 
     def event(self, event: Event) -> bytes:
         """An event as bytes; empty where it is not part of the answer."""
         if isinstance(event, Chunks):
-            if event.path:
+            if event.path or not event.views:
                 return b""
             self._spoke = True
-            return (
-                event.data if event.data is not None else b"".join([_frame(chunk_json(view)) for view in event.views])
-            )
+            if event.views[-1].usage is not None:
+                self._usage_told = True
+            return event.data if event.data is not None else b"".join([self._view(view) for view in event.views])
         if isinstance(event, Text | Reasoning) and not event.path:
             self._spoke = self._text = True
             if isinstance(event, Text):
@@ -65,7 +65,7 @@ class Encoder:
             usage = reply.usage or usage
         if self._text:
             tail += self._delta(Delta(), finish="stop")
-        if self._usage_asked and (self._text or not self._spoke):
+        if self._usage_asked and not self._usage_told:
             tail += self._view(Chunk(choices=[], usage=usage))
         return tail + DONE
 
@@ -79,7 +79,9 @@ class Encoder:
         return self._view(Chunk(choices=[ChunkChoice(delta=delta, index=index, finish_reason=finish)]))
 
     def _view(self, view: Chunk) -> bytes:
-        view.id, view.created, view.model, view.object = self._id, self._created, self._model, "chat.completion.chunk"
+        """A chunk with every required field."""
+        view.id, view.model, view.object = view.id or self._id, view.model or self._model, "chat.completion.chunk"
+        view.created = self._created if view.created is None else view.created
         return _frame(chunk_json(view))
 
 

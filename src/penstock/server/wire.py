@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Annotated, Any, NamedTuple
 
@@ -72,6 +73,7 @@ class _Shape(msgspec.Struct):
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
+MOST_SHOWN = 100
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 
 
@@ -93,10 +95,11 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key {name[:MOST_SHOWN]!r} stands twice")
+        found[name] = value
     return found
 
 
@@ -106,12 +109,20 @@ def _constant(name: str) -> Any:
 
 def _mistyped(text: str) -> Invalid:
     at = _AT.search(text)
-    param = at.group(1).removesuffix("[...]") if at else None
+    param = (at.group(1).removesuffix("[...]") or None) if at else None
     missing = re.search(r"missing required field `(.*?)`", text)
     if missing:
         param = f"{param}.{missing.group(1)}" if param else missing.group(1)
         return Invalid(f"you must provide {param!r}", param=param, code="missing_required_parameter")
-    return Invalid(text.replace(" - at `$.", " at `").replace("`$`", "the body"), param=param, code="invalid_type")
+    where = f" at `{param}`" if param else ""
+    return Invalid(f"{_AT.sub('', text)}{where}", param=param, code="invalid_type")
+
+
+def shutting_down(reason: str) -> Unavailable:
+    """The error of a server that takes no more work."""
+    error = Unavailable(reason, provider="penstock", code="shutting_down", retry_after=5)
+    error.type = "server_error"
+    return error
 
 
 class Answer(NamedTuple):
@@ -120,6 +131,15 @@ class Answer(NamedTuple):
     status: int
     body: dict[str, Any]
     retry_after: float | None = None
+
+    def headers(self, length: int) -> list[tuple[bytes, bytes]]:
+        """What goes before the error's JSON of `length` bytes."""
+        found = [(b"content-type", b"application/json"), (b"content-length", b"%d" % length)]
+        if self.retry_after is not None:
+            found.append((b"retry-after", b"%d" % max(1, math.ceil(self.retry_after))))
+        if self.status == 401:
+            found.append((b"www-authenticate", b"Bearer"))
+        return found
 
 
 # Status, type and code of each family; the nearest base class counts.
@@ -154,8 +174,8 @@ def answer_of(error: BaseException) -> Answer:
     elif isinstance(error, BadRequest):
         status = error.status if error.status and 400 <= error.status < 500 else status
         kind, code, param = error.type or kind, code or error.code, error.param
-    elif isinstance(error, RateLimited | Unavailable) and error.status is not None:  # the service's own words
-        status = error.status if error.status >= 500 else status
+    elif isinstance(error, RateLimited | Unavailable):  # the service's own words
+        status = error.status if error.status and error.status >= 500 else status
         kind, code = error.type or kind, error.code or code
     elif isinstance(error, LimitReached):
         code = "budget_exhausted" if error.limit in {"tokens", "money"} else code

@@ -12,8 +12,9 @@ import msgspec
 from msgspec import UNSET
 
 from penstock.errors import BadRequest
-from penstock.llms.demo.schema import NOTHING, Kind, Schema, Sub, as_schema, equal, is_array, merged
+from penstock.llms.demo.schema import NOTHING, Kind, Schema, Sub, as_schema, equal, merged
 from penstock.llms.demo.text import FORMATS, has_format, matches, sample
+from penstock.messages import is_array
 
 MOST_STEPS = 20_000
 TRIES = 64
@@ -132,13 +133,6 @@ class Instances:
             rest = msgspec.structs.replace(schema, **{name: None})
             for option in getattr(schema, name):
                 yield from self._guesses(Schema(all_of=[rest, option]), inside)
-        elif schema.if_ is not None:
-            rest = msgspec.structs.replace(schema, if_=None, then=None, else_=None)
-            yield from self._guesses(rest, inside)
-            for part in (schema.else_, schema.then):
-                if part is not None:
-                    yield from self._guesses(Schema(all_of=[rest, part]), inside)
-            yield from self._guesses(Schema(all_of=[rest, schema.if_, schema.then or True]), inside)
         else:
             yield from chain.from_iterable(self._of_kind(kind, schema, inside) for kind in schema.kinds)
 
@@ -168,17 +162,10 @@ class Instances:
             else:
                 return
         yield array
-        if schema.contains is not None:
-            for index in (len(array), 0):
-                item = Schema(all_of=[schema.item(index), schema.contains])
-                for value in islice(self._values(item, inside), TRIES):
-                    yield [*array[:index], value, *array[index + 1 :]]
 
     def _objects(self, schema: Schema, inside: Inside) -> Iterator[dict[str, Any]]:
         names = [name for name in schema.properties or () if name in (schema.required or ())]
         names = list(dict.fromkeys([*names, *(schema.required or ())]))
-        for name in names:
-            names += [other for other in (schema.dependent_required or {}).get(name, ()) if other not in names]
         spare = (
             name for name in chain(schema.properties or (), (f"key{n}" for n in range(1, TRIES))) if name not in names
         )
@@ -217,10 +204,6 @@ class Instances:
         def holds(part: Sub) -> bool:
             return self._fits(value, as_schema(part))
 
-        if schema.if_ is not None:
-            branch = schema.then if holds(schema.if_) else schema.else_
-            if branch is not None and not holds(branch):
-                return False
         return (
             all(holds(part) for part in schema.all_of or ())
             and (schema.any_of is None or any(holds(part) for part in schema.any_of))
@@ -242,17 +225,11 @@ class Instances:
             return False
         if schema.unique_items and any(equal(item, known) for n, item in enumerate(array) for known in array[:n]):
             return False
-        contains = schema.contains
-        if contains is not None and not any(self._fits(item, as_schema(contains)) for item in array):
-            return False
         return all(self._fits(item, schema.item(index)) for index, item in enumerate(array))
 
     def _object_fits(self, found: dict[str, Any], schema: Schema) -> bool:
-        needed = chain(
-            schema.required or (), *(names for key, names in (schema.dependent_required or {}).items() if key in found)
-        )
         return (
-            all(name in found for name in needed)
+            all(name in found for name in schema.required or ())
             and _between(len(found), schema.min_properties, schema.max_properties)
             and all(self._fits(value, self._property(schema, name)) for name, value in found.items())
         )

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from penstock.errors import BadRequest
 from penstock.llms.demo.tools import Function
+from penstock.messages import text_of
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -90,9 +91,7 @@ class Turn(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """All text of the message, its parts joined."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text or "" for part in self.content or () if part.type == "text")
+        return text_of({"content": msgspec.to_builtins(self.content)})
 
 
 def read(found: Any, form: Any, name: str) -> Any:

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from penstock.llms.demo.schema import is_object
 from penstock.llms.demo.words import calculation, key_words, numbers, quotes
+from penstock.messages import is_object
 
 Rule: TypeAlias = Callable[[str], str | None]
 

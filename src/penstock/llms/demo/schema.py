@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from typing import Any, Literal, TypeAlias, TypeGuard
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -15,16 +15,6 @@ from msgspec import UNSET, UnsetType
 Kind: TypeAlias = Literal["null", "boolean", "integer", "number", "string", "array", "object"]
 Number: TypeAlias = int | float
 MOST_OPTIONS = 64
-
-
-def is_array(value: Any) -> TypeGuard[list[Any]]:
-    """Whether a JSON value is an array."""
-    return isinstance(value, list)
-
-
-def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether a JSON value is an object."""
-    return isinstance(value, dict)
 
 
 class Schema(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -35,15 +25,10 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     const: Any = UNSET
     enum: list[Any] | None = None
     default: Any = UNSET
-    title: str = ""
-    description: str = ""
     all_of: list[Sub] | None = None
     any_of: list[Sub] | None = None
     one_of: list[Sub] | None = None
     not_: Sub | None = msgspec.field(default=None, name="not")
-    if_: Sub | None = msgspec.field(default=None, name="if")
-    then: Sub | None = None
-    else_: Sub | None = msgspec.field(default=None, name="else")
     minimum: Number | None = None
     maximum: Number | None = None
     exclusive_minimum: Number | None = None
@@ -55,7 +40,6 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     format: str | None = None
     items: Sub | None = None
     prefix_items: list[Sub] | None = None
-    contains: Sub | None = None
     min_items: int | None = None
     max_items: int | None = None
     unique_items: bool | None = None
@@ -63,7 +47,6 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     pattern_properties: dict[str, Sub] | None = None
     additional_properties: Sub | None = None
     required: list[str] | None = None
-    dependent_required: dict[str, list[str]] | None = None
     min_properties: int | None = None
     max_properties: int | None = None
 
@@ -94,7 +77,7 @@ Sub: TypeAlias = Schema | bool
 _ALL: list[Kind] = ["null", "boolean", "integer", "number", "string", "array", "object"]
 _SPOKEN_OF: dict[Kind, tuple[str, ...]] = {
     "object": ("properties", "pattern_properties", "additional_properties", "required", "min_properties"),
-    "array": ("items", "prefix_items", "contains", "min_items", "max_items", "unique_items"),
+    "array": ("items", "prefix_items", "min_items", "max_items", "unique_items"),
     "string": ("min_length", "max_length", "pattern", "format"),
     "number": ("minimum", "maximum", "exclusive_minimum", "exclusive_maximum", "multiple_of"),
 }
@@ -133,7 +116,7 @@ def merged(one: Schema, other: Schema) -> Schema:
 
 
 def _said(value: Any) -> bool:
-    return value is not None and not isinstance(value, UnsetType) and value != ""
+    return value is not None and not isinstance(value, UnsetType)
 
 
 def _common_kinds(one: Kind | list[Kind], other: Kind | list[Kind]) -> list[Kind]:
@@ -167,7 +150,6 @@ _JOINS: dict[str, Callable[[Any, Any], Any]] = {
     "additional_properties": _both,
     "pattern_properties": lambda ours, theirs: {**theirs, **ours},
     "required": lambda ours, theirs: list(dict.fromkeys([*ours, *theirs])),
-    "dependent_required": lambda ours, theirs: {**ours, **theirs},
     "not_": lambda ours, theirs: Schema(any_of=[ours, theirs]),
     "unique_items": lambda ours, theirs: ours or theirs,
     **dict.fromkeys(("minimum", "exclusive_minimum", "min_length", "min_items", "min_properties", "multiple_of"), max),

@@ -93,8 +93,8 @@ class _Sample:
             case "\\":
                 letter = self._take()
                 return "" if letter in _UNWRITTEN else _CLASSES.get(letter, letter)
-            case "." as any_character:
-                return any_character.replace(".", "a")
+            case ".":
+                return "a"
             case "^" | "$":
                 return ""
             case literal:

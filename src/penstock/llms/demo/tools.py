@@ -10,9 +10,10 @@ import msgspec
 from msgspec import UNSET
 
 from penstock.llms.demo.instance import Instances
-from penstock.llms.demo.schema import Kind, Schema, as_schema, is_array
+from penstock.llms.demo.schema import Kind, Schema, as_schema
 from penstock.llms.demo.text import FORMATS
 from penstock.llms.demo.words import STOP_WORDS, calculation, key_words, names, numbers, quotes, words
+from penstock.messages import is_array
 
 ENOUGH = 3
 NAMED = 100

@@ -8,69 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from penstock.errors import PenstockError, Unavailable
+from penstock.errors import PenstockError
 from penstock.events import Chunks, Event, Fold, Told, Used
-from penstock.messages import ChatReply, Usage
+from penstock.messages import Usage
 from penstock.outcome import Cancelled, Outcome
 from penstock.root import Closing
-from penstock.run import Executor, Principal, execute
+from penstock.run import Executor, Principal, Run, execute
+from penstock.server.client import Client, ClientGone, Headers, Manner, Receive, Scope, Send
 from penstock.server.sse import PING, Encoder, fresh_id, reply_bytes, reply_of
-from penstock.server.wire import answer_of
+from penstock.server.wire import answer_of, shutting_down
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
-
-CONNECTION = "penstock.connection"
 WATCH_AFTER_S = 0.002
 _log = logging.getLogger("penstock.server")
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-transform"),
-    (b"x-accel-buffering", b"no"),
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """How an answer treats its client; `disconnect` says what becomes of the run when the client leaves."""
-
-    disconnect: Literal["cancel", "finish"] = "cancel"
-    heartbeat_s: float = 15.0
-    write_stall_s: float = 60.0
-
-
-class Connection(Protocol):
-    """What a server may offer under the scope extension `CONNECTION`, to spare a task that waits for a disconnect."""
-
-    lost: Callable[[], None] | None
-    """Called when the connection is lost."""
-
-    def listen(self) -> None:
-        """Go on reading, without which a loss would not be seen."""
-        ...
-
-    def abort(self) -> None:
-        """Close the connection at once, whatever still waits to be sent."""
-        ...
-
-
-class ClientGone(Exception):  # it is the client's state, not an error of anybody
-    """The client left, or took nothing for too long."""
 
 
 class respond(Response):  # noqa: N801  # read as a verb, and a Response only so that FastAPI returns it as it is
@@ -79,8 +40,6 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
     Streams server-sent events when `request.stream` is true (for a request without that field, always), else one JSON
     body. `headers` are added to the answer. What is told of the end is in `status`, `outcome` and `usage` afterwards.
     """
-
-    background = None
 
     def __init__(  # the arguments of `execute`, and how to answer  # noqa: PLR0913
         self,
@@ -97,6 +56,7 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
         self._options: dict[str, Any] = {"principal": principal, "parent": parent, "closing": closing}
         self._manner = manner or Manner()
         self._extra = list(headers)
+        self.background: BackgroundTask | None = None
         self._stop: PenstockError | None = None
         self._task: asyncio.Task[Any] | None = None
         self.status = 0
@@ -111,7 +71,7 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
         if not any(name == b"x-request-id" for name, _ in headers):
             headers.append((b"x-request-id", f"req_{fresh_id()}".encode()))
         kind = _Stream if getattr(request, "stream", True) else _Whole
-        sink = kind(self, request, _Client(send, headers, scope), self._manner)
+        sink = kind(self, request, Client(send, headers, scope), self._manner)
         self._task = task = cast("asyncio.Task[Any]", asyncio.current_task())
         watch = _Watch(sink.client, self._manner, task, pings=kind is _Stream)
         cancels = task.cancelling()
@@ -127,10 +87,12 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
         finally:
             watch.stop()
             self.status = sink.client.status
+        if self.background is not None:
+            await self.background()
 
     async def _answer(self, executor: Executor[Any, Any], request: Any, sink: _Whole) -> None:
         try:
-            result = await execute(executor, request, sink.tell, **self._options)
+            result = await execute(self._counted(executor), request, sink.tell, **self._options)
             await sink.finish(result)
         except ClientGone as gone:
             await sink.fail(gone)
@@ -139,105 +101,44 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
                 _log.exception("the executor failed")
             await sink.fail(error)
 
+    def _counted(self, executor: Executor[Any, Any]) -> Executor[Any, Any]:
+        """The executor with its usage heard also when its client hears nothing any more."""
+
+        def count(event: Event) -> None:
+            if isinstance(event, Used):
+                self.usage, self.ttft_s = self.usage + event.usage, event.ttft_s
+
+        async def call(request: Any, run: Run, /) -> Any:
+            return await executor(request, run.listening(count))
+
+        return call
+
     def stop(self, reason: str) -> None:
         """End the run early, with an error that says so: the server is going down."""
         if self._task is not None and not self._task.done() and self._stop is None:
-            self._stop = Unavailable(reason, provider="penstock", code="shutting_down")
+            self._stop = shutting_down(reason)
             self._task.cancel(reason)
-
-
-class _Client:
-    """The way to the client: what was sent, since when a write waits, and whether anybody is still there."""
-
-    __slots__ = (
-        "_headers",
-        "_send",
-        "connection",
-        "ended",
-        "gone",
-        "last",
-        "pinging",
-        "started",
-        "status",
-        "waiting",
-        "writing",
-    )
-
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], scope: Scope) -> None:
-        self._send, self._headers = send, headers
-        extensions: dict[str, Any] = scope.get("extensions") or {}
-        self.connection: Connection | None = extensions.get(CONNECTION)
-        self.gone = self.started = self.ended = self.waiting = False
-        self.pinging: asyncio.Task[None] | None = None
-        self.writing: asyncio.Task[None] | None = None
-        self.last = monotonic()
-        self.status = 0
-
-    async def write(
-        self, body: bytes, *, more: bool = True, status: int = 200, headers: Headers = _STREAM_HEADERS
-    ) -> None:
-        """Send a piece, after the head where it is the first; returns when there is room for the next.
-
-        Raises `ClientGone` when nobody is there.
-        """
-        if self.pinging is not None and self.pinging is not asyncio.current_task():
-            await asyncio.wait((self.pinging,))
-        self.waiting, self.last, self.ended = True, monotonic(), not more
-        try:
-            if not self.started:
-                self.started, self.status = True, status
-                head = [*headers, *self._headers]
-                await self._send({"type": "http.response.start", "status": status, "headers": head})
-            await self._send({"type": "http.response.body", "body": body, "more_body": more})
-        except Exception as error:  # whatever the server raises when it cannot send, nobody is there any more
-            self.gone = True
-            raise ClientGone(str(error)) from error
-        finally:
-            self.waiting = False
-
-    async def part(self) -> None:
-        """End the answer to a client that left, as a middleware in front may wait for one: 499 into the void."""
-        self.gone = True
-        if not self.ended:
-            with suppress(ClientGone):
-                await self.write(b"", more=False, status=499, headers=())
-        self.status = 499
-
-    def drop(self) -> None:
-        """Give the client up, and close the connection where the server lets us."""
-        self.gone = True
-        if self.connection is not None:
-            self.connection.abort()
-            return
-        self.ended = True  # whatever else was sent would wait as this does
-        if self.writing is not None:
-            self.writing.cancel()
 
 
 class _Whole:
     """Answers with one JSON body when the run has ended."""
 
-    def __init__(self, owner: respond, request: Any, client: _Client, manner: Manner) -> None:
+    def __init__(self, owner: respond, request: Any, client: Client, manner: Manner) -> None:
         self.owner, self.request, self.client, self.manner = owner, request, client, manner
-        self._events: list[Event] = []
+        self._fold = Fold()
 
     def tell(self, event: Event) -> Awaitable[None] | None:
-        if isinstance(event, Used):
-            self.owner.usage, self.owner.ttft_s = self.owner.usage + event.usage, event.ttft_s
-        elif isinstance(event, Told):
-            self._events.append(event)
+        if isinstance(event, Told):
+            self._fold.add(event)
         else:
             self.owner.outcome = event
         return None
 
     async def finish(self, result: Any) -> None:
-        model, said = getattr(self.request, "model", ""), ""
-        if not isinstance(result, ChatReply):
-            fold = Fold()
-            for event in self._events:
-                fold.add(event)
-            said = fold.content
-        await self._answer(200, reply_bytes(reply_of(result, model, said), model=model, usage=self.owner.usage))
+        model = getattr(self.request, "model", "")
+        reply = reply_of(result, model, said=self._fold.content)
+        body = reply_bytes(reply, model=model, usage=self.owner.usage)
+        await self._answer(200, body, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))])
 
     async def fail(self, error: BaseException) -> None:
         if isinstance(error, ClientGone) or self.client.gone:
@@ -250,21 +151,20 @@ class _Whole:
 
     async def _refuse(self, error: BaseException) -> None:
         told = answer_of(error)
-        await self._answer(told.status, msgspec.json.encode(told.body), _retry_after(told.retry_after))
+        body = msgspec.json.encode(told.body)
+        await self._answer(told.status, body, told.headers(len(body)))
 
-    async def _answer(self, status: int, body: bytes, headers: Headers = ()) -> None:
+    async def _answer(self, status: int, body: bytes, headers: Headers) -> None:
         if self.client.gone:
             await self.client.part()
-            return
-        length = str(len(body)).encode()
-        head = [(b"content-type", b"application/json"), (b"content-length", length), *headers]
-        await self.client.write(body, more=False, status=status, headers=head)
+        else:
+            await self.client.write(body, more=False, status=status, headers=headers)
 
 
 class _Stream(_Whole):
     """Answers with server-sent events as they are told."""
 
-    def __init__(self, owner: respond, request: Any, client: _Client, manner: Manner) -> None:
+    def __init__(self, owner: respond, request: Any, client: Client, manner: Manner) -> None:
         super().__init__(owner, request, client, manner)
         self._encoder = Encoder(request)
 
@@ -309,7 +209,7 @@ class _Watch:
 
     __slots__ = ("_client", "_loop", "_manner", "_pings", "_task", "_timer", "_watching", "cancelled")
 
-    def __init__(self, client: _Client, manner: Manner, task: asyncio.Task[Any], *, pings: bool) -> None:
+    def __init__(self, client: Client, manner: Manner, task: asyncio.Task[Any], *, pings: bool) -> None:
         self._client, self._manner, self._task, self._pings = client, manner, task, pings
         self._loop = asyncio.get_running_loop()
         self._watching: asyncio.Task[None] | None = None
@@ -385,7 +285,3 @@ class _Watch:
             self._left()
         finally:
             self._client.pinging = None
-
-
-def _retry_after(seconds: float | None) -> Headers:
-    return [] if seconds is None else [(b"retry-after", str(max(1, round(seconds + 0.499))).encode())]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import BackgroundTasks, FastAPI, Request
 from starlette.applications import Starlette
 from starlette.routing import Route
 
@@ -20,7 +21,8 @@ from penstock.messages import ChatReply, ChatRequest, Choice, ToolCall, Usage
 from penstock.outcome import Cancelled, Failed, Finished
 from penstock.policies.timeout import timeout
 from penstock.run import Run
-from penstock.server.respond import Manner, respond
+from penstock.server.answering import respond
+from penstock.server.client import Manner
 from penstock.testing import ScriptedLlm
 from tests.rig.serving import serve_asgi
 from tests.server.gateway import MESSAGES, events_of
@@ -306,3 +308,21 @@ async def test_time_that_the_client_takes_does_not_count() -> None:
     answer = respond(timeout(0.1)(talking), ChatRequest.of("hi"))
     await answer({"type": "http"}, nothing, server.send)
     assert answer.outcome == Finished("x")
+
+
+def test_background_tasks_of_an_endpoint_start_after_the_answer() -> None:
+    done: list[str] = []
+    app = FastAPI()
+
+    @app.post("/")
+    async def endpoint(tasks: BackgroundTasks) -> respond:
+        tasks.add_task(done.append, "swept")
+        return respond(ScriptedLlm("yes"), ChatRequest.of("Hi", stream=False))
+
+    with serve_asgi(app) as url:
+        assert httpx.post(url).json()["choices"][0]["message"]["content"] == "yes"
+        for _ in range(100):
+            if done:
+                break
+            time.sleep(0.01)
+    assert done == ["swept"]
