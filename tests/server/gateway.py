@@ -19,7 +19,8 @@ import openai
 import yaml
 
 from penstock.config import Settings
-from penstock.server.serve import Protocol, application
+from penstock.server.protocol import Protocol
+from penstock.server.serve import application
 from tests.rig.answers import Stream, stream_writes
 from tests.rig.serving import Process, running, serve_asgi
 from tests.rig.upstream import Upstream, echo

@@ -47,7 +47,7 @@ async def test_case_12_running_requests_finish_and_new_ones_get_503(upstream: Up
         terminate(served)
         await asyncio.sleep(0.15)
         status, body = await asyncio.to_thread(asked, kept, "POST", "/v1/chat/completions", json.dumps(chat()))
-        assert (status, json.loads(body)["error"]["code"]) == (503, "provider_unavailable")
+        assert (status, json.loads(body)["error"]["code"]) == (503, "shutting_down")
         assert await asyncio.to_thread(asked, kept, "GET", "/ready") == (503, b'{"status":"draining"}')
         kept.close()
         await streaming.readuntil(b"\r\n\r\n")

@@ -9,7 +9,8 @@ import openai
 import pytest
 
 from penstock.config import Settings
-from penstock.server.serve import Protocol, application
+from penstock.server.protocol import Protocol
+from penstock.server.serve import application
 from tests.rig.serving import serve_asgi
 from tests.rig.upstream import Plain, Upstream, model_list
 from tests.server.gateway import Calm, Gateway, access_log, error_of, gateway

@@ -1,8 +1,9 @@
-"""Several processes on one socket: signals reach each of them once, and those that die are started again, not forever."""
+"""Several processes on one socket: each hears a signal once, and one that dies is started again, not forever."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -38,10 +39,8 @@ def ended(process: subprocess.Popen[bytes], within_s: float = 10.0) -> int:
     try:
         return process.wait(within_s)
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
 

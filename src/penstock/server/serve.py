@@ -12,80 +12,28 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from time import monotonic
 from types import FrameType
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from penstock.config import Catalog, Settings
 from penstock.run import Principal
 from penstock.server.app import App, Options
 from penstock.server.auth import Auth, Token, hash_of
-from penstock.server.client import CONNECTION, Manner
+from penstock.server.client import Manner
 from penstock.server.log import configure
+from penstock.server.protocol import Protocol
 from penstock.server.tracing import export_to, flush
 
 KEEP_ALIVE_S = 75
 SETTLE_S = 0.5
-PIPELINED = 16
-UNSENT_BYTES = 128 * 1024
-_UNSENT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not on every system
 LAST_S = 1.0
 SAME_SIGNAL_S = 1.0
 DEATHS = 5
 DEATHS_WITHIN_S = 60.0
 _log = logging.getLogger("penstock.server")
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which also tells an answer that its client left, and lets it give the client up."""
-
-    lost: Callable[[], None] | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Keep the kernel from queueing megabytes for a client that reads slowly."""
-        super().connection_made(transport)
-        sock = transport.get_extra_info("socket")
-        if _UNSENT is not None and sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
-            sock.setsockopt(socket.IPPROTO_TCP, _UNSENT, UNSENT_BYTES)
-
-    def on_message_begin(self) -> None:
-        """Offer this connection to the application."""
-        super().on_message_begin()
-        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
-
-    def on_headers_complete(self) -> None:
-        """Read on while a few requests wait for the answer before theirs: an unread connection tells of no leaving."""
-        super().on_headers_complete()
-        if self.pipeline and len(self.pipeline) <= PIPELINED:
-            self.flow.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the answer in progress."""
-        super().connection_lost(exc)
-        if self.lost is not None:
-            self.lost()
-
-    def listen(self) -> None:
-        """Read on, where a large body made uvicorn pause."""
-        self.flow.resume_reading()
-
-    def abort(self) -> None:
-        """Close the connection at once."""
-        self.transport.abort()
-
-    async def drained(self) -> None:
-        """Wait until the system has taken all that was written, or the connection is lost."""
-        if self not in self.connections or not self.transport.get_write_buffer_size():
-            return
-        self.transport.set_write_buffer_limits(high=0)
-        try:
-            await self.flow.drain()
-        finally:
-            if self in self.connections:
-                self.transport.set_write_buffer_limits()
 
 
 class Server(uvicorn.Server):
