@@ -73,16 +73,23 @@ def test_case_12_a_signal_while_the_workers_are_started_reaches_all(tmp_path: Pa
 
 
 @pytest.mark.skipif(bool(no_proc()), reason=no_proc())
-def test_case_12_a_server_told_to_stop_as_it_starts_its_workers_ends() -> None:
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_case_12_a_server_told_to_stop_as_it_starts_its_workers_ends(
+    number: signal.Signals, after_s: float, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "penstock", "serve", "--port", str(free_port()), "--workers", "8"]
     variables = {**os.environ, "PYTHONPATH": "src"}
-    process = subprocess.Popen(command, env=variables, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    said = tmp_path / "said"
+    with said.open("wb") as stderr:
+        process = subprocess.Popen(command, env=variables, cwd=ROOT, stderr=stderr, start_new_session=True)
     try:
         until(lambda: bool(children(process.pid)))
-        process.terminate()
+        time.sleep(after_s)
+        os.killpg(process.pid, number)
     finally:
         code = ended(process)
-    assert code == 0
+    assert (code, "Traceback" in said.read_text()) == (0, False)
 
 
 def test_workers_that_die_again_and_again_are_given_up(tmp_path: Path) -> None:

@@ -114,10 +114,13 @@ class App:
 
     async def _page(self, scope: Scope, receive: Receive, send: _Sending) -> None:
         began = monotonic()
-        page = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope  # the server sends no body
+        page = {**scope, "method": "GET"} if scope["method"] == "HEAD" else {**scope}  # the server sends no body
         await self._pages(cast("Any", page), receive, cast("Any", send))
         if scope["path"] not in PROBES or send.status >= 400:
-            access({**_facts(scope, send.extra, send.status), "ms": _ms_since(began)})
+            facts = _facts(scope, send.extra, send.status)
+            # the path as it was declared: what a client wrote in it may be a secret of somebody
+            facts["path"] = getattr(page.get("route"), "path", "(unknown)")
+            access({**facts, "ms": _ms_since(began)})
 
     async def _chat(self, call: _Call) -> None:
         began = monotonic()

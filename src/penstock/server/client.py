@@ -90,8 +90,8 @@ class Client:
 
         Raises `ClientGone` when nobody is there.
         """
-        if self.pinging is not None and self.pinging is not asyncio.current_task():
-            await asyncio.wait((self.pinging,))
+        while (ping := self.pinging) is not None and not ping.done() and ping is not asyncio.current_task():
+            await asyncio.wait((ping,))
         self.waiting, self.last, self.ended = True, monotonic(), not more
         try:
             if not self.started:

@@ -29,6 +29,8 @@ class Protocol(HttpToolsProtocol):
     lost: Callable[[], None] | None = None
     _head: int | None = 0
     """Bytes of a request's head that were read so far; None between its head and its end."""
+    _moved = False
+    """Whether the read in hand completed a head or a request."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Keep the kernel from queueing megabytes for a client that reads slowly."""
@@ -42,8 +44,9 @@ class Protocol(HttpToolsProtocol):
         if self._head is not None and b"pgrade" in data:
             head, end, body = data.partition(b"\r\n\r\n")
             data = _OFFER.sub(b"", head) + end + body
+        self._moved = False
         super().data_received(data)
-        if self._head is not None:
+        if self._head is not None and not self._moved:
             self._head += len(data)
             if self._head > MOST_HEAD and not self.transport.is_closing():
                 self.transport.write(_TOO_LARGE)
@@ -52,12 +55,11 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Offer this connection to the application."""
         super().on_message_begin()
-        self._head = 0
         self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
         """Read on while a few requests wait for the answer before theirs: an unread connection tells of no leaving."""
-        self._head = None
+        self._head, self._moved = None, True
         super().on_headers_complete()
         if self.pipeline and len(self.pipeline) <= PIPELINED:
             self.flow.resume_reading()
@@ -65,7 +67,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Expect the head of another request."""
         super().on_message_complete()
-        self._head = 0
+        self._head, self._moved = 0, True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the answer in progress."""
@@ -85,9 +87,10 @@ class Protocol(HttpToolsProtocol):
         """Wait until the system has taken all that was written, or the connection is lost."""
         if self not in self.connections or not self.transport.get_write_buffer_size():
             return
+        low, high = self.transport.get_write_buffer_limits()
         self.transport.set_write_buffer_limits(high=0)
         try:
             await self.flow.drain()
         finally:
             if self in self.connections:
-                self.transport.set_write_buffer_limits()
+                self.transport.set_write_buffer_limits(high, low)

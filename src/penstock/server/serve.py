@@ -51,6 +51,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.handle_exit, number, None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which `_Children` had blocked
         try:
             yield
         finally:
@@ -209,7 +210,10 @@ class _Children:
                 self._living[0].wait(0.2)
 
     def _start(self) -> None:
+        # Inherited: a terminal's Ctrl-C waits for a worker that is not there yet, rather than break into its imports.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         child = subprocess.Popen(self._command, pass_fds=[self._fd])  # noqa: S603  # this program itself
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         self._living.append(child)
         if self._signal is not None:  # it came before this one was in the list
             child.send_signal(self._signal)
