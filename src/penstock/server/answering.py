@@ -234,7 +234,7 @@ class _Watch:
                 task.cancel()
 
     def _guard(self) -> None:
-        self._timer = self._loop.call_later(min(self._manner.heartbeat_s, self._manner.write_stall_s), self._check)
+        self._timer = self._loop.call_later(min(self._manner.heartbeat_s, self._manner.write_stall_s / 4), self._check)
 
     def _watch(self, receive: Receive) -> None:
         async def watch() -> None:
@@ -266,6 +266,8 @@ class _Watch:
         silent = monotonic() - self._client.last
         stall, beat = self._manner.write_stall_s, self._manner.heartbeat_s
         if self._client.waiting:
+            if self._client.takes():
+                self._client.last, silent = monotonic(), 0.0
             stall -= silent
             if stall <= 0:
                 self._client.drop()
@@ -276,7 +278,7 @@ class _Watch:
                 self._client.pinging = self._loop.create_task(self._ping())
             else:
                 beat -= silent
-        self._timer = self._loop.call_later(max(min(stall, beat), 0.005), self._check)
+        self._timer = self._loop.call_later(max(min(stall, beat, self._manner.write_stall_s / 4), 0.005), self._check)
 
     async def _ping(self) -> None:
         try:

@@ -266,9 +266,9 @@ def _log(  # the facts of one request  # noqa: PLR0913
             error = answer.outcome.error if isinstance(answer.outcome.error, PenstockError) else None
             fields["error"] = type(answer.outcome.error).__name__
         elif isinstance(answer.outcome, Cancelled):
-            fields["cancelled"] = repr(answer.outcome.reason)
+            fields["cancelled"] = answer.outcome.reason
     if error is not None:
-        fields["error"] = f"{type(error).__name__}: {error.message[:200]!r}"
+        fields["error"] = f"{type(error).__name__}: {error.message}"
     access(fields)
 
 

@@ -43,6 +43,10 @@ class Connection(Protocol):
         """Go on reading, without which a loss would not be seen."""
         ...
 
+    def pending(self) -> int:
+        """How many bytes were written that have not left."""
+        ...
+
     async def drained(self) -> None:
         """Wait until all that was written has left, or the connection is lost."""
         ...
@@ -61,6 +65,7 @@ class Client:
 
     __slots__ = (
         "_headers",
+        "_pending",
         "_send",
         "connection",
         "ended",
@@ -81,7 +86,7 @@ class Client:
         self.pinging: asyncio.Task[None] | None = None
         self.writing: asyncio.Task[None] | None = None
         self.last = monotonic()
-        self.status = 0
+        self.status = self._pending = 0
 
     async def write(
         self, body: bytes, *, more: bool = True, status: int = 200, headers: Headers = _STREAM_HEADERS
@@ -106,6 +111,13 @@ class Client:
             raise ClientGone(str(error)) from error
         finally:
             self.waiting = False
+
+    def takes(self) -> bool:
+        """Whether the client has taken anything since this was last asked, as far as can be seen."""
+        if self.connection is None:
+            return False
+        before, self._pending = self._pending, self.connection.pending()
+        return self._pending < before
 
     async def part(self) -> None:
         """End the answer to a client that left, as a middleware in front may wait for one: 499 into the void."""

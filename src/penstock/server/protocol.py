@@ -83,6 +83,10 @@ class Protocol(HttpToolsProtocol):
         """Close the connection at once."""
         self.transport.abort()
 
+    def pending(self) -> int:
+        """How many bytes were written that have not left."""
+        return self.transport.get_write_buffer_size()
+
     async def drained(self) -> None:
         """Wait until the system has taken all that was written, or the connection is lost."""
         if self not in self.connections or not self.transport.get_write_buffer_size():
