@@ -26,6 +26,9 @@ Origin: TypeAlias = tuple[str, str, int]
 """Scheme, host and port."""
 
 HIGH_WATER = 128 * 1024
+FRESH_S = 0.05
+"""So shortly after an answer a connection is not looked at: to ask the system costs as much as parsing an answer."""
+
 IDLE_S = 60.0
 MAX_IDLE = 512
 
@@ -215,7 +218,8 @@ class Pool:
         loop = asyncio.get_running_loop()
         while idle:
             connection = idle.pop()
-            if connection.alive and connection.quiet and loop.time() - connection.idle_since < IDLE_S:
+            rested = loop.time() - connection.idle_since
+            if connection.alive and rested < IDLE_S and (rested < FRESH_S or connection.quiet):
                 return connection
             connection.abort()
         async with asyncio.timeout(connect_s):

@@ -128,10 +128,10 @@ class _Whole:
         self._fold = Fold()
 
     def tell(self, event: Event) -> Awaitable[None] | None:
-        if isinstance(event, Told):
-            self._fold.add(event)
-        else:
+        if not isinstance(event, Told):
             self.owner.outcome = event
+        elif not isinstance(event, Used):
+            self._fold.add(event)
         return None
 
     async def finish(self, result: Any) -> None:

@@ -113,5 +113,7 @@ def _cut(value: Any) -> Any:
 
 def _word(value: Any) -> str:
     """A value as one word of a line, whatever a client put into it."""
+    if not isinstance(value, str):
+        return str(value)
     text = str(_cut(value))
     return text if text.isprintable() and not _SPECIAL.search(text) else repr(text)
