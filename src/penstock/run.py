@@ -18,11 +18,12 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
-from msgspec.structs import replace as copy_event
+import msgspec
+from msgspec.structs import replace
 
 from penstock.events import Event, Fold, Text, Told
 from penstock.messages import ChatReply, Usage
@@ -75,8 +76,7 @@ def _fan(taps: tuple[Listener, ...], emit: Emit) -> Emit:
     return tell
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """The handle an executor is given: where it speaks (`path`), on whose behalf (`principal`), under which `span`.
 
     `await run.emit(event)` tells an event; it returns when the listener has taken it, so a slow client slows the model
@@ -87,9 +87,12 @@ class Run:
     emit: Emit
     principal: Principal
     span: Span | None
-    _root: Root = field(repr=False)
-    _taps: tuple[Listener, ...] = field(default=(), repr=False)
-    _untapped: Emit | None = field(default=None, repr=False)
+    _root: Root
+    _taps: tuple[Listener, ...] = ()
+    _untapped: Emit | None = None
+
+    def __repr__(self) -> str:
+        return f"Run(path={self.path!r}, principal={self.principal!r}, span={self.span!r})"
 
     def child(self, name: str) -> Run:
         """The run of something this executor calls; what it tells carries its path and is not the answer's text."""
@@ -98,7 +101,7 @@ class Run:
 
         async def tell(event: Event) -> None:
             if isinstance(event, Told):
-                await emit(event if event.path else copy_event(event, path=path))
+                await emit(event if event.path else replace(event, path=path))
             else:
                 raise TypeError(f"{type(event).__name__} is told by the root alone")
 
