@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 from time import monotonic
-from types import TracebackType
-from typing import Self, TypeVar
+from types import TracebackType, coroutine
+from typing import Any, Self, TypeVar
 
 from penstock.errors import PenstockError, TimedOut, UsageError
 from penstock.events import Event
@@ -15,16 +15,17 @@ from penstock.run import Executor, Run
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 class Deadline:
-    """A block's time limit that can be paused: `async with Deadline(30) as deadline`; raises `TimeoutError` at its end.
+    """A time limit that can be paused: `async with Deadline(30) as deadline`, or `await Deadline(30).over(work)`.
 
-    With `idle_s`, each stretch between a `resume()` and the next `pause()` is limited too, the first one excepted.
-    One timer serves the whole block; it is not moved when the limit is.
+    Raises `TimeoutError` at its end. With `idle_s`, each stretch between a `resume()` and the next `pause()` is limited
+    too, the first one excepted. One timer serves the whole; it is not moved when the limit is.
     """
 
-    __slots__ = ("_due", "_idle", "_idle_from", "_paused", "_scope", "_since", "_timer", "idled")
+    __slots__ = ("_cancels", "_due", "_idle", "_idle_from", "_paused", "_since", "_task", "_timer", "expired", "idled")
 
     def __init__(self, seconds: float, *, idle_s: float | None = None) -> None:
         self._due = monotonic() + seconds
@@ -32,27 +33,50 @@ class Deadline:
         self._idle_from: float | None = None
         self._paused = 0
         self._since = 0.0
+        self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._scope = asyncio.timeout(None)
-        self.idled = False
+        self.expired = self.idled = False
 
     async def __aenter__(self) -> Self:
-        await self._scope.__aenter__()
-        self._arm(self._due - monotonic())
+        self._begin()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.pause()  # for good: a task that the block left behind must not start the clock again
-        if self._timer is not None:
-            self._timer.cancel()
-        await self._scope.__aexit__(kind, error, trace)
+        if self._end() and kind is asyncio.CancelledError:
+            raise TimeoutError from error
 
-    @property
-    def expired(self) -> bool:
-        """Whether the limit was reached."""
-        return self._scope.expired()
+    @coroutine
+    def over(self, work: Coroutine[Any, Any, Value]) -> Generator[Any, Any, Value]:
+        """What `work` returns; its first step is taken at once, so that work which never waits costs no timer."""
+        try:
+            waiting = work.send(None)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        self._begin()
+        late = False
+        try:
+            while True:
+                try:
+                    sent = yield waiting
+                except GeneratorExit:
+                    work.close()
+                    raise
+                except BaseException as error:  # thrown where the work waits, which decides what it means
+                    waiting = work.throw(error)
+                else:
+                    waiting = work.send(sent)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        except asyncio.CancelledError as error:
+            late = self._end()
+            if late:
+                raise TimeoutError from error
+            raise
+        finally:
+            if not late:
+                self._end()
 
     def pause(self) -> None:
         """Stop the clock; pauses nest."""
@@ -71,13 +95,26 @@ class Deadline:
                 if first and self._timer is not None:
                     self._timer.cancel()
                     self._arm(min(self._due - now, self._idle))
-            if self._timer is None:
+            if self._timer is None and self._task is not None:
                 self._arm(self._left())
 
     def touch(self) -> None:
         """Begin the idle stretch anew, where one has begun: a sign of life came."""
         if self._idle_from is not None:
             self._idle_from = monotonic()
+
+    def _begin(self) -> None:
+        self._task = asyncio.current_task()
+        self._cancels = self._task.cancelling() if self._task else 0
+        self._arm(self._left())
+
+    def _end(self) -> bool:
+        """Stop the clock for good, also for a task that was left behind; whether the limit cancelled this one."""
+        self.pause()
+        if self._timer is not None:
+            self._timer.cancel()
+        task, self._task = self._task, None
+        return self.expired and task is not None and task.uncancel() <= self._cancels
 
     def _arm(self, seconds: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(max(0.0, seconds), self._check)
@@ -97,7 +134,9 @@ class Deadline:
             self._arm(left)
         else:
             self.idled = self._due > monotonic()
-            self._scope.reschedule(asyncio.get_running_loop().time())
+            self.expired = True
+            if self._task is not None:
+                self._task.cancel()
 
 
 def timeout(seconds: float, *, error: Callable[[str], PenstockError] = TimedOut) -> Policy:
@@ -118,8 +157,7 @@ def timeout(seconds: float, *, error: Callable[[str], PenstockError] = TimedOut)
                     deadline.resume()
 
             try:
-                async with deadline:
-                    return await executor(request, run.telling(tell))
+                return await deadline.over(executor(request, run.telling(tell)))
             except TimeoutError as late:
                 if not deadline.expired:
                     raise
