@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from penstock.llms.base import BaseLlm
     from penstock.llms.demo import Demo
     from penstock.llms.openai import Gpt
+    from penstock.policies.breaker import breaker
+    from penstock.policies.budget import budget
+    from penstock.policies.cache import cache
+    from penstock.policies.idempotency import idempotency
     from penstock.policies.limit import limit
     from penstock.policies.record import Record, record
     from penstock.policies.retry import retry
@@ -40,6 +44,10 @@ _LATE = {
     "Gpt": "penstock.llms.openai",
     "PassthroughExecutor": "penstock.chat.passthrough",
     "Record": "penstock.policies.record",
+    "breaker": "penstock.policies.breaker",
+    "budget": "penstock.policies.budget",
+    "cache": "penstock.policies.cache",
+    "idempotency": "penstock.policies.idempotency",
     "limit": "penstock.policies.limit",
     "record": "penstock.policies.record",
     "retry": "penstock.policies.retry",
@@ -77,9 +85,13 @@ __all__ = [
     "ToolCall",
     "Usage",
     "Used",
+    "breaker",
+    "budget",
+    "cache",
     "execute",
     "execute_stream",
     "from_stream",
+    "idempotency",
     "limit",
     "record",
     "retry",

@@ -11,6 +11,7 @@ PenstockError                 retryable, retry_after: all that a retry asks for
 │   ├── Unauthenticated       401
 │   ├── Forbidden             403
 │   ├── NotFound              404
+│   ├── Conflict              409
 │   └── TooLarge              413
 ├── LlmError                  the service said no, or nothing
 │   ├── Unauthorized          it does not accept the key
@@ -27,7 +28,8 @@ PenstockError                 retryable, retry_after: all that a retry asks for
 │   ├── Denied
 │   ├── ToolTimeout
 │   └── ToolFailed
-└── LimitReached              steps, tokens, money, time or rate; stopped before the next call
+├── LimitReached              steps, tokens, money, time or rate; stopped before the next call
+└── StoreFailed               what must outlive the process cannot be written or read
 """
 
 from __future__ import annotations
@@ -107,6 +109,16 @@ class NotFound(RequestError):
     status = 404
 
 
+class Conflict(RequestError):
+    """The same idempotency key was used before (409).
+
+    `code` says how: `in_progress`, `idempotency_conflict` (for another request) or `outcome_unknown` (that call may
+    have happened: look before you repeat it under a new key).
+    """
+
+    status = 409
+
+
 class TooLarge(RequestError):
     """The body exceeds the limit (413)."""
 
@@ -176,23 +188,51 @@ class BadAnswer(LlmError):
 
 
 class ToolError(PenstockError):
-    """A tool did not give a value; told to the model, not to the caller."""
+    """A tool did not give a value; told to the model, not to the caller.
+
+    `code` is the machine-readable reason, `details` what is known beyond the message (JSON values).
+    """
+
+    default_code: ClassVar[str] = "tool_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        details: Any = None,
+        retryable: bool | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable, retry_after=retry_after)
+        self.code, self.details = code or self.default_code, details
 
 
 class BadArguments(ToolError):
-    """The arguments do not fit the tool's parameters; the message lists every problem."""
+    """The arguments do not fit the tool's parameters; the message lists every problem.
+
+    `details` is a list of `{"path": ..., "problem": ...}`, one for each.
+    """
+
+    default_code = "bad_arguments"
 
 
 class Denied(ToolError):
     """The caller may not use the tool, or the tool may not do this."""
 
+    default_code = "denied"
+
 
 class ToolTimeout(ToolError):
-    """The tool took longer than it may."""
+    """The tool took longer than it may; `details["outcome"]` is "unknown" where it could not be stopped."""
+
+    default_code = "timeout"
 
 
 class ToolFailed(ToolError):
-    """The tool ran and failed."""
+    """The tool ran and failed, or cannot be reached."""
+
+    default_code = "failed"
 
 
 class LimitReached(PenstockError):
@@ -201,3 +241,7 @@ class LimitReached(PenstockError):
     def __init__(self, message: str, *, limit: str, retry_after: float | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
         self.limit = limit
+
+
+class StoreFailed(PenstockError):
+    """A store cannot be read or written; what it had committed before stays as it is."""

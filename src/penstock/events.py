@@ -37,6 +37,12 @@ class Text(Told, frozen=True, gc=False):
     text: str
 
 
+class Item(Told, frozen=True):
+    """One value of a stream that is not text, as a streaming tool yields it."""
+
+    value: Any
+
+
 class Reasoning(Told, frozen=True, gc=False):
     """A piece of reasoning; kept apart from the answer."""
 
@@ -60,7 +66,30 @@ class Retrying(Told, frozen=True, kw_only=True):
     error: Exception
 
 
-Event: TypeAlias = Chunks | Text | Reasoning | Used | Retrying | Finished[Any] | Failed | Cancelled
+class ToolStarted(Told, frozen=True, kw_only=True):
+    """A tool that a model asked for starts; `arguments` is the JSON text as the model wrote it."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+class ToolEnded(Told, frozen=True, kw_only=True):
+    """A tool's call has ended, after `seconds`; there is one for each `ToolStarted`.
+
+    `content` is its value, where that may be shown to the client; `error` is the message of its failure, else empty.
+    """
+
+    call_id: str
+    name: str
+    content: Any = None
+    error: str = ""
+    seconds: float = 0.0
+
+
+Event: TypeAlias = (
+    Chunks | Text | Item | Reasoning | Used | Retrying | ToolStarted | ToolEnded | Finished[Any] | Failed | Cancelled
+)
 
 
 class _Parts:

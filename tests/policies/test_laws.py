@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Any, TypeAlias
 
 import pytest
@@ -18,6 +19,10 @@ from penstock.events import Chunks, Event, Reasoning, Retrying, Text, Used
 from penstock.messages import Chunk, ChunkChoice, Delta, Usage
 from penstock.outcome import Cancelled, Failed, Finished, Outcome
 from penstock.policies import Policy, wrap
+from penstock.policies.breaker import breaker
+from penstock.policies.budget import budget
+from penstock.policies.cache import cache
+from penstock.policies.idempotency import MemoryLedger, idempotency
 from penstock.policies.limit import limit
 from penstock.policies.record import Record, record
 from penstock.policies.retry import retry
@@ -28,10 +33,15 @@ from penstock.run import LOCAL, Principal, Run, execute, execute_stream
 from penstock.testing import Heard
 from tests.policies.conftest import Spans
 
+NUMBERS = count()
 POLICIES: dict[str, Callable[[], Policy]] = {
     "timeout": lambda: timeout(30),
     "retry": lambda: retry(attempts=3, base_s=0),
     "limit": lambda: limit(requests_per_minute=100_000, tokens_per_minute=100_000, concurrent=100),
+    "breaker": lambda: breaker(failures=1000),
+    "cache": lambda: cache(ttl_s=30, key=lambda request, _: f"{request} {next(NUMBERS)}"),
+    "idempotency": lambda: idempotency(MemoryLedger(), key=lambda *_: str(next(NUMBERS))),
+    "budget": lambda: budget(100_000, estimate=lambda _: 1),
     "record": lambda: record(list[Record]().append),
     "record, awaited": lambda: record(_take_a_while),
     "trace llm": lambda: trace("llm", describe=_described, content=True),

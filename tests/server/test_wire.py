@@ -76,7 +76,7 @@ def test_no_class_of_error_lacks_an_answer() -> None:
     for kind in kinds:
         error = kind.__new__(kind)
         Exception.__init__(error, "x")
-        vars(error).update(message="x", param=None, code=None, limit="rate", type=None)
+        vars(error).update(message="x", param=None, code=None, limit="rate", type=None, details=None)
         if isinstance(error, LlmError):
             error.status = None
         assert 400 <= answer_of(error).status < 600

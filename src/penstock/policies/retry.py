@@ -7,20 +7,21 @@ import random
 from typing import TypeVar
 
 from penstock.errors import PenstockError, UsageError
-from penstock.events import Chunks, Event, Reasoning, Retrying, Text
+from penstock.events import Chunks, Event, Item, Reasoning, Retrying, Text
 from penstock.policies import Policy
 from penstock.run import Executor, Run
 
-ANSWERS = (Chunks, Text, Reasoning)
+ANSWERS = (Chunks, Text, Item, Reasoning)
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
-def retry(*, attempts: int = 3, base_s: float = 0.5, max_s: float = 30.0) -> Policy:
+def retry(*, attempts: int = 3, base_s: float = 0.5, max_s: float = 30.0, silent: bool = False) -> Policy:
     """Call at most `attempts` times while the error is `retryable`, with exponential back-off and full jitter.
 
     Waits the error's `retry_after` where it has one, and gives up when that is more than `max_s` seconds. Once the
-    executor has told any part of an answer, its failure is final: an answer never starts twice.
+    executor has told any part of an answer, its failure is final: an answer never starts twice. `silent` says that the
+    executor tells nothing, and spares listening to it.
     """
     if attempts < 1:
         raise UsageError(f"attempts is {attempts}: the first call is one, so write 1 or more")
@@ -34,7 +35,7 @@ def retry(*, attempts: int = 3, base_s: float = 0.5, max_s: float = 30.0) -> Pol
                 if isinstance(event, ANSWERS):
                     spoke = True
 
-            heard = run.listening(note)
+            heard = run if silent else run.listening(note)
             for attempt in range(1, attempts):
                 try:
                     return await executor(request, heard)

@@ -11,7 +11,9 @@ import msgspec
 
 from penstock.errors import (
     BadAnswer,
+    BadArguments,
     BadRequest,
+    Denied,
     Forbidden,
     Invalid,
     LimitReached,
@@ -22,7 +24,9 @@ from penstock.errors import (
     Refused,
     RequestError,
     TimedOut,
+    ToolError,
     TooLong,
+    ToolTimeout,
     Unauthenticated,
     Unauthorized,
     Unavailable,
@@ -149,6 +153,10 @@ TABLE: dict[type[BaseException], tuple[int, str, str | None]] = {
     NotFound: (404, "invalid_request_error", "not_found"),
     RequestError: (400, "invalid_request_error", None),
     LimitReached: (429, "rate_limit_error", "rate_limit_exceeded"),
+    BadArguments: (400, "invalid_request_error", None),
+    Denied: (403, "permission_error", None),
+    ToolTimeout: (504, "tool_error", None),
+    ToolError: (502, "tool_error", None),
     Unauthorized: (502, "provider_error", "provider_unauthorized"),
     TooLong: (400, "invalid_request_error", "context_length_exceeded"),
     Refused: (400, "invalid_request_error", "content_filter"),
@@ -178,7 +186,12 @@ def answer_of(error: BaseException) -> Answer:
         status = error.status if error.status and error.status >= 500 else status
         kind, code = error.type or kind, error.code or code
     elif isinstance(error, LimitReached):
-        code = "budget_exhausted" if error.limit in {"tokens", "money"} else code
+        code = "budget_exhausted" if error.limit in {"budget", "tokens", "money"} else code
+    elif isinstance(error, ToolError):
+        code, param = error.code, "arguments" if isinstance(error, BadArguments) else None
     if status in {429, 503} and retry_after is None:
         retry_after = 1.0
-    return Answer(status, {"error": {"message": message, "type": kind, "param": param, "code": code}}, retry_after)
+    body = {"message": message, "type": kind, "param": param, "code": code}
+    if isinstance(error, ToolError) and error.details is not None:
+        body["details"] = error.details
+    return Answer(status, {"error": body}, retry_after)

@@ -1,0 +1,170 @@
+"""`budget`: calls until an amount is spent, with room reserved for those that are running."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from time import monotonic
+from typing import Any, TypeVar
+
+from penstock.errors import LimitReached, UsageError
+from penstock.events import Event, Used
+from penstock.policies import Policy
+from penstock.run import Executor, Run
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+
+def total_tokens(used: Used) -> int:
+    """The tokens of prompt and answer."""
+    return used.usage.total
+
+
+class _Hold:
+    """The room of one running call: what it told so far, and what it is expected to cost (None: nobody knows)."""
+
+    __slots__ = ("_account", "active", "expected", "told")
+
+    def __init__(self, account: _Account, expected: Any) -> None:
+        self._account, self.expected = account, expected
+        self.told: Any = 0
+        self.active = True
+
+    def count(self, event: Event) -> None:
+        """Spend what an event says."""
+        if isinstance(event, Used):
+            self.told += (cost := self._account.cost(event))
+            self._account.spend(cost)
+
+    @property
+    def left(self) -> Any:
+        """What it may still cost."""
+        return max(0, self.expected - self.told)
+
+
+class _Account:
+    """What is spent of an amount, what the running calls may still cost, and who waits for one of them to end.
+
+    Numbers are `Any`: whatever kind `cost` gives, int, float or Decimal.
+    """
+
+    def __init__(self, amount: Any, cost: Callable[[Used], Any], window_s: float | None) -> None:
+        self._amount, self.cost, self._window_s = amount, cost, window_s
+        self._spent: Any = 0
+        self._dearest: Any = None
+        self._until: float | None = None
+        self._running: set[_Hold] = set()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def enter(self, expected: Any) -> _Hold:
+        """Wait until there is room for a call; raises `LimitReached` when all is spent."""
+        waited = False
+        while True:
+            self.check()
+            if not self._full():
+                break
+            await self._turn(first=waited)
+            waited = True
+        hold = _Hold(self, self._dearest if expected is None else expected)
+        self._running.add(hold)
+        self._wake()
+        return hold
+
+    def leave(self, hold: _Hold, *, finished: bool) -> None:
+        """Give back the room that a call did not need."""
+        hold.active = False
+        self._running.discard(hold)
+        if hold.told and (finished or self._dearest is not None):
+            self._dearest = max(hold.told, self._dearest or 0)
+        self._wake()
+
+    def check(self) -> None:
+        """Raise `LimitReached` when all is spent."""
+        left = self._roll()
+        if self._spent >= self._amount:
+            self._wake()
+            text = f"the budget of {self._amount} is used up: {self._spent} is spent"
+            raise LimitReached(text, limit="budget", retry_after=left)
+
+    def spend(self, cost: Any) -> None:
+        """Add what an event cost."""
+        self._roll()
+        self._spent += cost
+        if self._spent >= self._amount:
+            self._wake()
+
+    def _full(self) -> bool:
+        if any(hold.expected is None for hold in self._running):
+            return True
+        return bool(self._spent + sum(hold.left for hold in self._running) >= self._amount)
+
+    def _roll(self) -> float | None:
+        """Begin the next window where it is time; seconds until the one after it."""
+        if self._window_s is None:
+            return None
+        now = monotonic()
+        if self._until is None or now >= self._until:
+            self._until, self._spent = now + self._window_s, 0
+        return self._until - now
+
+    async def _turn(self, *, first: bool) -> None:
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        (self._waiting.appendleft if first else self._waiting.append)(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():  # its turn had come: the next one's, then
+                self._wake()
+            raise
+
+    def _wake(self) -> None:
+        """Let the first that waits look again; it wakes the next when it gets in or is refused."""
+        while self._waiting:
+            if not (place := self._waiting.popleft()).done():
+                place.set_result(None)
+                return
+
+
+def budget(
+    amount: Any,
+    *,
+    cost: Callable[[Used], Any] = total_tokens,
+    estimate: Callable[[Any], Any] | None = None,
+    window_s: float | None = None,
+) -> Policy:
+    """Refuse calls with `LimitReached(limit="budget")` once `amount` is spent; `cost` says what a `Used` costs.
+
+    Each call reserves what it is expected to cost: `estimate(request)`, else as much as the dearest so far, and while
+    none is known calls go one at a time. A call for which the running ones leave no room waits for one of them to end,
+    so that the spend exceeds the amount by one call at most where none costs more than expected. What was told counts,
+    however a call ends; a refused one costs nothing. A call inside another one of the same budget counts with that.
+
+    Numbers may be int, float or Decimal, of one kind. After `window_s` seconds the spend begins again at 0. Executors
+    that are given the same policy share it. Raises `UsageError` for an amount or a time of 0.
+    """
+    if not amount > 0 or not (window_s is None or window_s > 0):
+        raise UsageError(f"amount={amount!r}, window_s={window_s!r} let nothing through: give more than 0")
+    account = _Account(amount, cost, window_s)
+    outer: ContextVar[_Hold | None] = ContextVar("penstock_budget", default=None)
+
+    def policy(executor: Executor[Request, Result]) -> Executor[Request, Result]:
+        async def call(request: Request, run: Run, /) -> Result:
+            if (around := outer.get()) is not None and around.active:
+                account.check()
+                return await executor(request, run)
+            hold = await account.enter(None if estimate is None else estimate(request))
+            outer.set(hold)  # never reset: a hold that is not active any more means nothing
+            finished = False
+            try:
+                result = await executor(request, run.listening(hold.count))
+                finished = True
+                return result
+            finally:
+                account.leave(hold, finished=finished)
+
+        return call
+
+    return policy

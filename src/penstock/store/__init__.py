@@ -1,0 +1,1 @@
+"""What outlives the process: durable forms of the protocols that policies and executors keep their state in."""
