@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -52,6 +54,16 @@ class Secret:
 
     def __reduce__(self) -> str:
         raise TypeError("a secret is not pickled: pass the name of its environment variable instead")
+
+
+def variables(env: Mapping[str, str] | None = None) -> Callable[[str], str]:
+    """A look-up in `env`, by default that of the process, which shows nothing of it; "" for what is not set."""
+    found = os.environ if env is None else env
+
+    def look_up(name: str) -> str:
+        return found.get(name, "").strip("\r\n")
+
+    return look_up
 
 
 @lru_cache(maxsize=256)
