@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.rig import dynamodb, mariadb
 from tests.rig.node import NodeSdk
 from tests.rig.otlp import Receiver, otlp_receiver
+from tests.rig.postgres import Postgres, serve_postgres
 from tests.rig.tiny_llm import TinyLlm, serve_tiny
 from tests.rig.upstream import Upstream
 from tests.rig.upstream import upstream as run_upstream
@@ -68,3 +70,34 @@ def node_sdk() -> NodeSdk:
     sdk = NodeSdk()
     require("node", problem=sdk.problem())
     return sdk
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server."""
+    with serve_postgres() as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[mariadb.MariaDb]:
+    """A MariaDB server; skips where the system has none."""
+    require("mariadb", problem=mariadb.problem())
+    with mariadb.serve_mariadb() as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """The address of moto's DynamoDB."""
+    with dynamodb.serve_moto() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def dynalite() -> Iterator[str]:
+    """The address of dynalite; skips without Node or without `npm install` in `tests/rig/dynalite`."""
+    require("node")
+    require("dynalite", problem=dynamodb.dynalite_problem())
+    with dynamodb.serve_dynalite() as address:
+        yield address

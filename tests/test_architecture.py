@@ -42,12 +42,18 @@ ONLY_FOR = {"server": {"cli"}, "testing": set[str]()}  # part -> who may import 
 
 # Every handler of Exception or BaseException: {file: (how many, why)}. A number that went down is lowered here too.
 BROAD = {
+    "config/tools.py": (1, "a module that is imported for its function may raise anything"),
     "policies/record.py": (1, "noted for the record, then raised again"),
+    "policies/timeout.py": (1, "thrown where the work waits: a step of the coroutine protocol"),
     "policies/trace.py": (2, "noted on the span, then raised again; describing a call must not fail it"),
     "root.py": (5, "a listener's failure must pass every policy; storing that fails is the run's end"),
     "run.py": (2, "the root turns how a run ended into an outcome"),
     "server/answering.py": (1, "every failure becomes the answer's honest end"),
     "server/client.py": (1, "a send that fails, with whatever error, means that nobody is there"),
+    "tools/base.py": (1, "whatever a tool raises is told to the model, and never fails its siblings"),
+    "tools/function/process.py": (1, "carried to who waits for the function"),
+    "tools/function/threads.py": (2, "carried to who waits for the function"),
+    "tools/function/worker.py": (3, "carried to who waits for the function; pickling runs foreign code"),
 }
 
 CLASS_NAMES = re.compile(r"^(I(?=[A-Z])|Abstract)|(Manager|Helper|Handler|Utils?)$")

@@ -22,12 +22,17 @@ class Registry(Generic[Value]):
         self._kind, self._group = kind, group
         self._values: dict[str, Value] = {}
         self._late: dict[str, EntryPoint] = {}
+        self._builtin: set[str] = set()
 
-    def register(self, name: str, value: Value | str, *, replace: bool = False) -> None:
-        """Add a name; raises `ValueError` for an empty one, or one that is taken unless `replace` is true."""
+    def register(self, name: str, value: Value | str, *, replace: bool = False, builtin: bool = False) -> None:
+        """Add a name; raises `ValueError` for an empty one, or one that is taken unless `replace` is true.
+
+        One that is `builtin` can be neither replaced nor removed.
+        """
         key = _key(name)
         if not key:
             raise ValueError(f"the name of a {self._kind} must not be empty")
+        self._refuse_builtin(key)
         if not replace and (key in self._values or key in self._late):
             raise ValueError(f"the {self._kind} {name!r} is registered already: pass replace=True to replace it")
         self._values.pop(key, None)
@@ -35,6 +40,17 @@ class Registry(Generic[Value]):
             self._late[key] = EntryPoint(key, value, self._group)
         else:
             self._values[key] = value
+        if builtin:
+            self._builtin.add(key)
+
+    def unregister(self, name: str) -> None:
+        """Take a name out; raises `UnknownName`, which lists the known ones, or `ValueError` for a built-in one."""
+        key = _key(name)
+        self._refuse_builtin(key)
+        if key not in self._values and key not in self._late:
+            raise self._unknown(name)
+        self._values.pop(key, None)
+        self._late.pop(key, None)
 
     def get(self, name: str) -> Value:
         """The value of a name; raises `UnknownName`, which lists the known ones, or `MissingExtra`."""
@@ -42,13 +58,20 @@ class Registry(Generic[Value]):
         if key not in self._values:
             point = self._late.get(key) or self._offered().get(key)
             if point is None:
-                raise UnknownName(f"no {self._kind} {name!r}; known are {', '.join(self.names()) or 'none'}")
+                raise self._unknown(name)
             self._values[key] = _load(point)
         return self._values[key]
 
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted({*self._values, *self._late, *self._offered()})
+
+    def _unknown(self, name: str) -> UnknownName:
+        return UnknownName(f"no {self._kind} {name!r}; known are {', '.join(self.names()) or 'none'}")
+
+    def _refuse_builtin(self, key: str) -> None:
+        if key in self._builtin:
+            raise ValueError(f"the {self._kind} {key!r} is built in and stays: choose another name")
 
     def _offered(self) -> dict[str, EntryPoint]:
         return {_key(point.name): point for point in entry_points(group=self._group)} if self._group else {}

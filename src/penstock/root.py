@@ -31,7 +31,7 @@ class Root:
         self._listener = listener
         self._interrupted = False
         self.failure: Exception | None = None
-        self.hooks = list(hooks)
+        self.hooks = tuple(hooks)
 
     async def tell(self, event: Event) -> None:
         """Pass an event to the listener; not to one that failed, nor, while being cancelled, to one interrupted."""
@@ -58,6 +58,8 @@ class Root:
         """
         if self.failure is not None:
             outcome = Cancelled(f"listener failed: {self.failure}")
+        if self._listener is None and not self.hooks:
+            return outcome
         tail = self._tail(outcome)
         try:
             waiting = tail.send(None)
@@ -71,8 +73,9 @@ class Root:
         """Call every closing hook, the newest first, then tell the outcome; yields what must be awaited."""
         listener, self._listener = self._listener, None  # a task the executor left behind is heard no more
         while self.hooks:
+            hook, self.hooks = self.hooks[-1], self.hooks[:-1]
             try:
-                if (storing := self.hooks.pop()(outcome)) is not None:
+                if (storing := hook(outcome)) is not None:
                     yield storing
             except Exception as error:  # storing failed, whatever the reason: the end is failed
                 outcome = Failed(error)

@@ -125,7 +125,7 @@ class Run(msgspec.Struct, frozen=True):
 
     def closing(self, hook: Closing) -> None:
         """Call `hook(outcome)` when the root's end is fixed, before it is told; hooks added last are called first."""
-        self._root.hooks.append(hook)
+        self._root.hooks += (hook,)
 
 
 async def execute(
@@ -160,7 +160,10 @@ async def execute(
     outcome = await root.settle(outcome)
     if isinstance(outcome, Finished):
         return outcome.result
-    raise outcome.error if isinstance(outcome, Failed) else root.failure or ListenerFailed(outcome.reason)
+    try:
+        raise outcome.error if isinstance(outcome, Failed) else root.failure or ListenerFailed(outcome.reason)
+    finally:
+        del outcome, root  # the error's traceback holds this frame, which must not hold the error
 
 
 class Execution(Generic[Value]):

@@ -13,6 +13,9 @@ from penstock.events import Event
 from penstock.policies import Policy
 from penstock.run import Executor, Run
 
+PROMPT_S = 0.005
+MOST_WATCHES = 64
+
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
@@ -25,10 +28,25 @@ class Deadline:
     too, the first one excepted. One timer serves the whole; it is not moved when the limit is.
     """
 
-    __slots__ = ("_cancels", "_due", "_idle", "_idle_from", "_paused", "_since", "_task", "_timer", "expired", "idled")
+    __slots__ = (
+        "_cancels",
+        "_due",
+        "_idle",
+        "_idle_from",
+        "_paused",
+        "_seconds",
+        "_since",
+        "_task",
+        "_timer",
+        "_watch",
+        "expired",
+        "idled",
+    )
 
     def __init__(self, seconds: float, *, idle_s: float | None = None) -> None:
+        self._seconds = seconds
         self._due = monotonic() + seconds
+        self._watch: _Watch | None = None
         self._idle = idle_s
         self._idle_from: float | None = None
         self._paused = 0
@@ -83,6 +101,9 @@ class Deadline:
         self._paused += 1
         if self._paused == 1:
             self._since = monotonic()
+            if self._watch is not None:  # where all end in the order they began: this one will not
+                self._watch.waiting.pop(self, None)
+                self._watch = None
 
     def resume(self) -> None:
         """Let the clock go on."""
@@ -104,9 +125,14 @@ class Deadline:
             self._idle_from = monotonic()
 
     def _begin(self) -> None:
-        self._task = asyncio.current_task()
-        self._cancels = self._task.cancelling() if self._task else 0
-        self._arm(self._left())
+        self._task = task = asyncio.current_task()
+        self._cancels = task.cancelling() if task else 0
+        left = self._left()
+        if self._idle is None and self._seconds - left < PROMPT_S:
+            self._watch = _watch(self._seconds)
+            self._watch.add(self, self._due)
+        else:
+            self._arm(left)
 
     def _end(self) -> bool:
         """Stop the clock for good, also for a task that was left behind; whether the limit cancelled this one."""
@@ -117,7 +143,7 @@ class Deadline:
         return self.expired and task is not None and task.uncancel() <= self._cancels
 
     def _arm(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, seconds), self._check)
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, seconds), self.check)
 
     def _left(self) -> float:
         due = self._due
@@ -125,8 +151,9 @@ class Deadline:
             due = min(due, self._idle_from + self._idle)
         return due - monotonic()
 
-    def _check(self) -> None:
-        self._timer = None
+    def check(self) -> None:
+        """Expire, or wait on: what a timer calls."""
+        self._timer = self._watch = None
         if self._paused:
             return
         left = self._left()
@@ -137,6 +164,49 @@ class Deadline:
             self.expired = True
             if self._task is not None:
                 self._task.cancel()
+
+
+class _Watch:
+    """The deadlines of one length, which end in the order they began: one timer serves them all."""
+
+    __slots__ = ("_armed", "loop", "waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.waiting: dict[Deadline, float] = {}
+        self._armed = False
+
+    def add(self, deadline: Deadline, due: float) -> None:
+        """Call `deadline.check()` at the moment `due` (monotonic, s), unless it is taken out of `waiting` before."""
+        self.waiting[deadline] = due
+        if not self._armed:
+            self._armed = True
+            self.loop.call_later(due - monotonic(), self._ring)
+
+    def _ring(self) -> None:
+        while self.waiting:
+            first = next(iter(self.waiting))
+            left = self.waiting[first] - monotonic()
+            if left > 0:
+                self.loop.call_later(left, self._ring)
+                return
+            del self.waiting[first]
+            first.check()
+        self._armed = False
+
+
+_watches: dict[float, _Watch] = {}
+
+
+def _watch(seconds: float) -> _Watch:
+    """The watch over deadlines of this length in the running loop."""
+    loop = asyncio.get_running_loop()
+    found = _watches.get(seconds)
+    if found is None or found.loop is not loop:
+        if len(_watches) >= MOST_WATCHES:
+            _watches.clear()  # each lives on while a deadline waits in it
+        found = _watches[seconds] = _Watch(loop)
+    return found
 
 
 def timeout(seconds: float, *, error: Callable[[str], PenstockError] = TimedOut) -> Policy:

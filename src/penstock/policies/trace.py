@@ -15,7 +15,7 @@ from opentelemetry import trace as otel
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
-from penstock.errors import LlmError
+from penstock.errors import LlmError, ToolError
 from penstock.events import Event, Fold, Used
 from penstock.messages import ChatReply, ChatRequest, Usage
 from penstock.outcome import Cancelled, Failed, Finished, Outcome
@@ -76,7 +76,7 @@ def trace(kind: str, *, name: str = "", describe: Describe | None = None, conten
             fold = Fold()
 
             def end(outcome: Outcome[Any]) -> None:
-                _note_end(span, kind, outcome)
+                _note_end(span, kind, outcome, content=content)
                 result = outcome.result if isinstance(outcome, Finished) else fold.reply()
                 try:
                     span.set_attributes(describe(request, result, content=content) if describe else {})
@@ -128,7 +128,7 @@ def _count(span: Span, used: Used, usage: Usage) -> None:
         span.set_attribute("penstock.time_to_first_token_s", used.ttft_s)
 
 
-def _note_end(span: Span, kind: str, outcome: Outcome[Any]) -> None:
+def _note_end(span: Span, kind: str, outcome: Outcome[Any], *, content: bool) -> None:
     span.set_attribute("openinference.span.kind", "CHAIN" if kind == "server" else kind.upper())
     span.set_attribute("penstock.outcome", type(outcome).__name__.lower())
     if isinstance(outcome, Failed):
@@ -136,6 +136,8 @@ def _note_end(span: Span, kind: str, outcome: Outcome[Any]) -> None:
         span.set_attribute("error.type", type(error).__name__)
         if isinstance(error, LlmError) and error.request_id:
             span.set_attribute("penstock.provider_request_id", error.request_id)
-        span.set_status(Status(StatusCode.ERROR, str(error)))
+        # the message of a tool's error may quote its arguments
+        said = error.code if isinstance(error, ToolError) and not content else str(error)
+        span.set_status(Status(StatusCode.ERROR, said))
     elif isinstance(outcome, Cancelled):
         span.set_attribute("penstock.cancel_reason", outcome.reason)
