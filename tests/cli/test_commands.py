@@ -375,7 +375,7 @@ def test_a_new_token_in_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [(["bob", "--scopes", "fly"], "'fly' is not 'chat'"), ([""], "name: ''")]
+    ("arguments", "words"), [(["bob", "--scopes", "a b"], "'a b' is not one word"), ([""], "name: ''")]
 )
 def test_a_token_that_cannot_be_configured_is_not_made(tmp_path: Path, arguments: list[str], words: str) -> None:
     done = penstock("token", "new", *arguments, folder=tmp_path)

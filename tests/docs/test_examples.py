@@ -228,6 +228,8 @@ def test_the_examples_of_a_page_do_what_they_show(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "shop", raising=False)  # another page's
     with Reading(page, tmp_path, demo) as reading:
         reading.follow()
 

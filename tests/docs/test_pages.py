@@ -56,7 +56,7 @@ def written(field: FieldInfo) -> str:
     """A default as configuration.md writes it."""
     if field.is_required():
         return "required"
-    match field.default:
+    match field.get_default(call_default_factory=True, validated_data={}):
         case None:
             return "none"
         case bool(flag):

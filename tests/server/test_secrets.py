@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from penstock.config import Settings
+from penstock.config import Catalog, Settings
 from penstock.llms.services import SERVICES
 from penstock.server.log import access
 from penstock.server.serve import application
@@ -77,7 +77,7 @@ def test_case_25_no_secret_shows_in_a_repr(upstream: Upstream) -> None:
     )
     app = application(settings)
     seen = [repr(settings), str(settings), repr(settings.model_dump()), repr(app), repr(vars(app)), repr(SERVICES)]
-    executor = app._catalog.find("rig")
+    executor = Catalog(settings, {}).find("rig")
     seen += [repr(executor), repr(vars(executor))]
     assert leaked("".join(seen)) == []
 

@@ -228,7 +228,7 @@ def wrapper(*args: Any, **kwargs: Any) -> str:
         (functools.partial(Shop().buy, "x"), "buy", "Buy it.", {"count": 2}),
         (wrapper, "wrapped", "Wrap it.", {"item": "x"}),
     ],
-    ids=str,
+    ids=["method", "static method", "class method", "object", "partial", "partial with a value", "wrapper"],
 )
 def test_row_b2_everything_that_can_be_called_by_name(
     func: Callable[..., Any], name: str, description: str, raw: dict[str, Any]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,8 +20,23 @@ app = typer.Typer(
 )
 token = typer.Typer(name="token", help="Make tokens for callers of the server.", no_args_is_help=True)
 app.add_typer(token)
+tools = typer.Typer(name="tools", help="List, show and call the configured tools.", no_args_is_help=True)
+app.add_typer(tools)
 
-Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="default: penstock.yaml where it exists")]
+
+def _importable(config: str | None) -> str | None:
+    """Let functions that are tools be imported from the folder of the configuration, else from the current one."""
+    for folder in (str(Path.cwd()), str(Path(config or "penstock.yaml").absolute().parent)):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    return config
+
+
+Config = Annotated[
+    str | None,
+    typer.Option("--config", metavar="FILE", callback=_importable, help="default: penstock.yaml where it exists"),
+]
+ToolName = Annotated[str, typer.Argument(help="the tool's name")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
 
@@ -107,3 +124,37 @@ def new(
 @token.callback()
 def token_options() -> None:
     """Keep `new` a command of its own while it is the only one."""
+
+
+@tools.command("list")
+def list_tools(config: Config = None, as_json: Json = False) -> None:
+    """List the configured tools."""
+    from penstock.cli import tools as work
+
+    with reported():
+        work.list_tools(config, as_json=as_json)
+
+
+@tools.command("show")
+def show_tool(name: ToolName, config: Config = None, as_json: Json = False) -> None:
+    """Show one tool: what a model is told, and how it is run."""
+    from penstock.cli import tools as work
+
+    with reported():
+        work.show_tool(name, config, as_json=as_json)
+
+
+@tools.command("call")
+def call_tool(
+    name: ToolName,
+    arguments: Annotated[str, typer.Argument(help="a JSON object; - reads it from stdin")] = "{}",
+    key: Annotated[str | None, typer.Option("--key", help="idempotency key: a call under it runs at most once")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Call a tool here in the terminal, without a server."""
+    from penstock.cli import tools as work
+
+    with reported():
+        code = work.call_tool(name, arguments, key=key, config=config, as_json=as_json)
+    raise typer.Exit(code)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penstock.cli.ends import USAGE, complain
 from penstock.config import Catalog, Settings, load, schema
 from penstock.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PIPED_WIDTH = 200
 
@@ -52,23 +55,36 @@ def _report(settings: Settings, catalog: Catalog) -> dict[str, Any]:
             }
             for one in catalog.served
         ],
+        "tools": [{"name": tool.name, "kind": tool.kind, "type": tool.type} for tool in settings.tools],
         "auth": [{"name": token.name, "scopes": token.scopes} for token in settings.auth.tokens],
         "notices": catalog.notices,
     }
 
 
-def _show(report: dict[str, Any]) -> None:
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, or wide enough for a file."""
     from rich.console import Console
+
+    made = Console(highlight=False, markup=False, emoji=False)
+    if not made.is_terminal:
+        made.width = PIPED_WIDTH
+    return made
+
+
+def _show(report: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table("model" if report["configured"] else "provider", "llm", "address", "around each call", box=None)
     for one in report["models"]:
         table.add_row(*map(Text, (one["name"], one["llm"], one["address"], " > ".join(one["order"]) or "nothing")))
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
-    console.print("ok")
-    console.print(table)
+    out = console()
+    out.print("ok")
+    out.print(table)
+    if report["tools"]:
+        tools = Table("tool", "kind", "type", box=None)
+        for one in report["tools"]:
+            tools.add_row(*map(Text, (one["name"], one["kind"], one["type"])))
+        out.print(tools)
     tokens = ", ".join(f"{one['name']} ({' '.join(one['scopes'])})" for one in report["auth"])
-    console.print(f"auth: {tokens}" if tokens else "auth: off, no token is configured")
+    out.print(f"auth: {tokens}" if tokens else "auth: off, no token is configured")

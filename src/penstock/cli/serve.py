@@ -40,6 +40,7 @@ def _greeting(settings: Settings, catalog: Catalog) -> dict[str, Any]:
     return {
         "message": f"penstock {version()} on {address}/v1",
         "models": _served(catalog),
+        "tools": ", ".join(tool.name for tool in settings.tools),
         "auth": f"on, for {', '.join(token.name for token in tokens)}" if tokens else "off",
         "try": _curl(address, _example(catalog), authorized=bool(tokens)),
         "notices": catalog.notices,
@@ -71,5 +72,5 @@ def _curl(address: str, model: str, *, authorized: bool) -> str:
 
 
 def _plain(said: Mapping[str, Any]) -> str:
-    lines = [said["message"], *(f"  {key:7} {said[key]}" for key in ("models", "auth", "try"))]
+    lines = [said["message"], *(f"  {key:7} {said[key]}" for key in ("models", "tools", "auth", "try") if said[key])]
     return "\n".join([*lines, *(f"  note    {notice}" for notice in said["notices"])])

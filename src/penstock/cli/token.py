@@ -34,5 +34,5 @@ def _checked(entry: dict[str, object]) -> None:
         first = error.errors()[0]
     else:
         return
-    expected = first.get("ctx", {}).get("expected", "text that is not empty")
+    expected = "one word" if first["type"] == "string_pattern_mismatch" else "text that is not empty"
     raise UsageError(f"{first['loc'][0]}: {first['input']!r} is not {expected}")

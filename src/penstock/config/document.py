@@ -12,13 +12,21 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from penstock.config.settings import FromEnvironment
+from penstock.config.section import FromEnvironment
 from penstock.errors import ConfigError
 
 Path: TypeAlias = tuple[str | int, ...]
 
 _MERGE = "tag:yaml.org,2002:merge"
 _SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")}
+_AWS_KEYS = ("access_key_id", "secret_access_key", "session_token")
+# Where a tool keeps its references: what is secret is not held by its spec, which says so where none may stand.
+_KEPT = {
+    ("postgresql", "dsn"),
+    ("mysql", "dsn"),
+    *(("dynamodb", key) for key in _AWS_KEYS),
+    *(("http", key) for key in ("headers", "path", "query", "body")),
+}
 _REFERENCE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)\}|\$\{")
 
 
@@ -134,6 +142,8 @@ class _Reader:
         if not isinstance(value, str) or "${" not in value:
             return value
         expanded = _REFERENCE.sub(lambda found: self._variable(found, node, path), value)
+        if path[:1] == ("tools",) and path[2:4] in _KEPT:
+            return value
         return expanded if value.count("${") == value.count("$${") else FromEnvironment(expanded)
 
     def _constructed(self, node: yaml.ScalarNode, path: Path) -> Any:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from penstock.config.document import Document, Path, dotted, read
+from penstock.config.problems import keys_of, said
 from penstock.config.providers import offered_llm
-from penstock.config.settings import DEMO, FromEnvironment, ServerSettings, Settings, split
+from penstock.config.section import unknown_key
+from penstock.config.settings import DEMO, SCOPES, ServerSettings, Settings, split
+from penstock.config.tools import WrongTool, make_tools, tool_schemas
 from penstock.errors import ConfigError
 from penstock.llms.services import SERVICES
 
@@ -21,32 +23,10 @@ if TYPE_CHECKING:
 DEFAULT = "penstock.yaml"
 COMMAND_LINE = "command line"
 _UNBUILT: dict[tuple[str, ...], tuple[str, ...]] = {
-    (): ("agents", "mcpServers", "store", "tools"),
+    (): ("agents", "mcpServers"),
     ("models",): ("fallback",),
+    ("store",): ("url",),
 }
-_EXPECTED = {
-    "bool": "true or false",
-    "dict": "a mapping of keys to values",
-    "float": "a number",
-    "int": "a whole number",
-    "model": "a mapping of keys to values",
-    "string": "text",
-    "tuple": "a list",
-}
-_SAID = {
-    "finite_number": "expected a finite number",
-    "missing": "required, but not written",
-    "string_pattern_mismatch": "expected sha256: and 64 hex digits, as `penstock token new NAME` prints them",
-    "string_too_long": "too long",
-    "string_too_short": "must not be empty",
-    "too_short": "must not be empty",
-}
-_BOUNDS = {
-    "greater_than": ("gt", "more than"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than_equal": ("le", "at most"),
-}
-_KINDS = ((bool, "true or false"), (int, "a number"), (float, "a number"), (str, "text"), (list, "a list"))
 
 
 def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -62,6 +42,9 @@ def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, An
     source.refuse_doubles("auth.tokens", [token.name for token in settings.auth.tokens])
     source.check_addresses(settings, env)
     source.check_offered(settings)
+    source.refuse_doubles("tools", [tool.name for tool in settings.tools])
+    permissions = source.check_tools(settings, env)
+    source.check_scopes(settings, {*SCOPES, *permissions})
     server = _overridden(settings.server, overrides or {})
     if not server.loopback and not settings.auth.tokens:
         problem = (
@@ -76,7 +59,9 @@ def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, An
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of `penstock.yaml`, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()}
+    made = Settings.model_json_schema()
+    made["$defs"] |= tool_schemas()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
 
 
 def _text(file: str) -> str:
@@ -149,47 +134,33 @@ class _Source:
             except ConfigError as error:
                 raise self.wrong(error.problem, ("models", number, error.key)) from error
 
+    def check_scopes(self, settings: Settings, known: Collection[str]) -> None:
+        """Raise for a scope that neither the server nor a tool asks for."""
+        for number, token in enumerate(settings.auth.tokens):
+            for place, scope in enumerate(token.scopes):
+                if scope not in known:
+                    listed = ", ".join(map(repr, sorted(known)))
+                    problem = f"nothing asks for this scope: write one of {listed}"
+                    raise self.wrong(problem, ("auth", "tokens", number, "scopes", place))
+
+    def check_tools(self, settings: Settings, env: Mapping[str, str]) -> set[str]:
+        """The permissions that tools ask for; raises for a tool that cannot be made from what is written."""
+        permissions: set[str] = set()
+        for number, tool in enumerate(settings.tools):
+            try:
+                made = make_tools([tool], env, directory=settings.store.dir)
+                permissions.update(made[tool.name].spec.permissions)
+            except WrongTool as error:
+                raise self.wrong(error.problem, ("tools", number, *error.path)) from error
+        return permissions
+
 
 def _path(error: ErrorDetails) -> Path:
     return tuple(part for part in error["loc"] if part != "[key]")
 
 
 def _problem(error: ErrorDetails, model: type[BaseModel]) -> str:
-    """What is wrong and what to write instead; values are shown only where no secret can stand."""
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    if kind in _SAID:
-        return _SAID[kind]
-    if kind in _BOUNDS:
-        bound, words = _BOUNDS[kind]
-        return f"must be {words} {context[bound]:g}{_shown(value)}"
-    match kind:
-        case "extra_forbidden":
-            return _unknown(_path(error), model)
-        case "value_error":
-            return str(context["error"])
-        case "literal_error":
-            return _choice(_path(error), context["expected"], value)
-        case _:
-            return _mistyped(_EXPECTED.get(kind.partition("_")[0], kind), value)
-
-
-def _mistyped(expected: str, value: Any) -> str:
-    if value is None:
-        return f"expected {expected}, got nothing: write a value, or remove the key"
-    got = next((name for form, name in _KINDS if isinstance(value, form)), "a mapping of keys to values")
-    quotes = ": put it in quotes" if expected == "text" and got in ("a number", "true or false") else ""
-    return f"expected {expected}, got {got}{quotes}"
-
-
-def _shown(value: Any) -> str:
-    return "" if isinstance(value, str) else f", not {value!r}"
-
-
-def _choice(path: Path, expected: str, value: Any) -> str:
-    if path == ("server", "disconnect") and value == "detach":
-        return f"'detach' is not supported by this version: write {expected}"
-    hidden = isinstance(value, FromEnvironment) or not isinstance(value, str | int | float)
-    return f"write {expected}" + ("" if hidden else f", not {value!r}")
+    return said(error, _path(error), error["input"], unknown=lambda path: _unknown(path, model))
 
 
 def _unknown(path: Path, model: type[BaseModel]) -> str:
@@ -197,21 +168,4 @@ def _unknown(path: Path, model: type[BaseModel]) -> str:
     section = tuple(part for part in around if isinstance(part, str))
     if key in _UNBUILT.get(section, ()):
         return f"{key!r} is not supported by this version: remove it"
-    known = sorted(_keys_of(model, section))
-    near = difflib.get_close_matches(str(key), known, 1, 0.6)
-    if near:
-        return f"unknown key {key!r}: did you mean {near[0]!r}?"
-    return f"unknown key {key!r}: known here are {', '.join(known)}"
-
-
-def _keys_of(model: type[BaseModel], section: Iterable[str]) -> Iterable[str]:
-    for key in section:
-        model = next(_models_in(model.model_fields[key].annotation))
-    return model.model_fields
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
+    return unknown_key(key, keys_of(model, section))

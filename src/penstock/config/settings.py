@@ -7,38 +7,21 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, Strict, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, model_validator
 
 from penstock.chat.passthrough import DENIED
+from penstock.config.problems import HASH, SCOPE
+from penstock.config.section import Name, Section, flag, number
+from penstock.config.tools import ToolSettings
 from penstock.llms import LLMS
 from penstock.llms.services import SERVICES
 
 DEMO = "demo"
+SCOPES = ("chat", "tools", "admin")
 # Known names of providers whose wire is not spoken yet.
 UNBUILT_PROVIDERS = ("anthropic", "gemini")
 _OWN_FIELDS = ("messages", "model", "stream")
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
-_FLAGS = {"true": True, "false": False}
-
-
-class FromEnvironment(str):
-    """Text that came from a `${NAME}`: it may stand for a number or a flag, and is never shown."""
-
-    __slots__ = ()
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, FromEnvironment):
-        for kind in (int, float):
-            try:
-                return kind(value)
-            except ValueError:
-                continue
-    return value
-
-
-def _flag(value: Any) -> Any:
-    return _FLAGS.get(value.lower(), value) if isinstance(value, FromEnvironment) else value
 
 
 def check_address(value: str) -> str:
@@ -115,31 +98,25 @@ def split(llm: str) -> tuple[str, str]:
     return (llm[: found.start()], llm[found.end() :]) if found else (llm, "")
 
 
-Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
-Flag = Annotated[bool, BeforeValidator(_flag)]
-Name = Annotated[str, Field(min_length=1, max_length=256)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(number)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(number)]
+Flag = Annotated[bool, BeforeValidator(flag)]
 Address = Annotated[str, AfterValidator(check_address)]
+Scope = Annotated[str, Field(pattern=SCOPE)]
 Text = Annotated[SecretStr, Field(min_length=1), AfterValidator(one_line)]
 
 
-class _Section(BaseModel):
-    """A mapping with known keys only, values of the written type, and no value in any message."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """Where and how the server listens, and how it treats its clients; times in seconds."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535), BeforeValidator(_number)] = 8000
-    workers: Annotated[int, Field(ge=1, le=256), BeforeValidator(_number)] = 1
+    port: Annotated[int, Field(ge=0, le=65535), BeforeValidator(number)] = 8000
+    workers: Annotated[int, Field(ge=1, le=256), BeforeValidator(number)] = 1
     disconnect: Literal["cancel", "finish"] = "cancel"
     heartbeat_s: Seconds = 15.0
     write_stall_s: Seconds = 60.0
     drain_s: Seconds = 30.0
-    max_body_mb: Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)] = 20.0
+    max_body_mb: Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(number)] = 20.0
     cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], Strict(strict=False)] = ()
     log: Literal["plain", "json"] = "plain"
 
@@ -155,15 +132,13 @@ class ServerSettings(_Section):
         return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-class TokenSettings(_Section):
+class TokenSettings(Section):
     """One caller: a name, the token's hash or the token itself, and what it may do."""
 
     name: Name
-    hash: Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")] | None = None
+    hash: Annotated[str, Field(pattern=HASH)] | None = None
     value: Text | None = None
-    scopes: Annotated[tuple[Literal["chat", "tools", "admin"], ...], Strict(strict=False), Field(min_length=1)] = (
-        "chat",
-    )
+    scopes: Annotated[tuple[Scope, ...], Strict(strict=False), Field(min_length=1)] = ("chat",)
     tenant: Name | None = None
 
     @model_validator(mode="after")
@@ -173,19 +148,19 @@ class TokenSettings(_Section):
         return self
 
 
-class AuthSettings(_Section):
+class AuthSettings(Section):
     """Who may call the server; without tokens everybody who can connect."""
 
     tokens: Annotated[tuple[TokenSettings, ...], Strict(strict=False)] = ()
 
 
-class RetrySettings(_Section):
+class RetrySettings(Section):
     """How often a call is tried, the first time included."""
 
-    attempts: Annotated[int, Field(ge=1, le=20), BeforeValidator(_number)] = 3
+    attempts: Annotated[int, Field(ge=1, le=20), BeforeValidator(number)] = 3
 
 
-class LimitSettings(_Section):
+class LimitSettings(Section):
     """What one model may be asked for, in each worker."""
 
     requests_per_minute: Count | None = None
@@ -193,15 +168,17 @@ class LimitSettings(_Section):
     concurrent: Count | None = None
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """A model under a name of its own. Without `base_url` the service's usual address and key are used."""
 
     name: Name
     llm: Annotated[str, AfterValidator(_llm)]
     api_key: Text | None = None
     base_url: Address | None = None
-    headers: dict[Annotated[str, AfterValidator(_header_name)], Annotated[SecretStr, AfterValidator(one_line)]] = {}
-    params: Annotated[dict[str, Any], AfterValidator(_params)] = {}
+    headers: dict[Annotated[str, AfterValidator(_header_name)], Annotated[SecretStr, AfterValidator(one_line)]] = Field(
+        default_factory=dict
+    )
+    params: Annotated[dict[str, Any], AfterValidator(_params)] = Field(default_factory=dict)
     timeout_s: Seconds | None = None
     idle_timeout_s: Seconds | None = None
     connect_timeout_s: Seconds | None = None
@@ -210,17 +187,25 @@ class ModelSettings(_Section):
     allow: Annotated[tuple[Annotated[str, AfterValidator(_refusable)], ...], Strict(strict=False)] = ()
 
 
-class TracingSettings(_Section):
+class TracingSettings(Section):
     """Where spans are sent, and whether they carry the texts of requests and answers."""
 
     otlp: Address | None = None
     content: Flag = False
 
 
-class Settings(_Section):
+class StoreSettings(Section):
+    """Where what must outlive the process is kept: `dir` holds the ledger."""
+
+    dir: Annotated[str, Field(min_length=1)] = ".penstock"
+
+
+class Settings(Section):
     """A whole `penstock.yaml`, checked; every key has a default."""
 
     server: ServerSettings = ServerSettings()
     auth: AuthSettings = AuthSettings()
     models: Annotated[tuple[ModelSettings, ...], Strict(strict=False)] = ()
+    tools: Annotated[tuple[ToolSettings, ...], Strict(strict=False)] = ()
+    store: StoreSettings = StoreSettings()
     tracing: TracingSettings = TracingSettings()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
@@ -38,7 +38,8 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
     """An ASGI callable that runs `executor(request)` and sends its answer.
 
     Streams server-sent events when `request.stream` is true (for a request without that field, always), else one JSON
-    body. `headers` are added to the answer. What is told of the end is in `status`, `outcome` and `usage` afterwards.
+    body. With `render`, the answer is `render(result)`, which is JSON too. `headers` are added to the answer. What is
+    told of the end is in `status`, `outcome` and `usage` afterwards.
     """
 
     def __init__(  # the arguments of `execute`, and how to answer  # noqa: PLR0913
@@ -51,11 +52,13 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
         closing: Iterable[Closing] = (),
         manner: Manner | None = None,
         headers: Headers = (),
+        render: Callable[[Any], bytes] | None = None,
     ) -> None:
         self._run = (executor, request)
         self._options: dict[str, Any] = {"principal": principal, "parent": parent, "closing": closing}
         self._manner = manner or Manner()
         self._extra = list(headers)
+        self.rendering = render
         self.background: BackgroundTask | None = None
         self._stop: PenstockError | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -70,7 +73,7 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
         headers = self._extra
         if not any(name == b"x-request-id" for name, _ in headers):
             headers.append((b"x-request-id", f"req_{fresh_id()}".encode()))
-        kind = _Stream if getattr(request, "stream", True) else _Whole
+        kind = _Stream if self.rendering is None and getattr(request, "stream", True) else _Whole
         sink = kind(self, request, Client(send, headers, scope), self._manner)
         self._task = task = cast("asyncio.Task[Any]", asyncio.current_task())
         watch = _Watch(sink.client, self._manner, task, pings=kind is _Stream)
@@ -135,9 +138,12 @@ class _Whole:
         return None
 
     async def finish(self, result: Any) -> None:
-        model = getattr(self.request, "model", "")
-        reply = reply_of(result, model, said=self._fold.content)
-        body = reply_bytes(reply, model=model, usage=self.owner.usage)
+        if self.owner.rendering is not None:
+            body = self.owner.rendering(result)
+        else:
+            model = getattr(self.request, "model", "")
+            reply = reply_of(result, model, said=self._fold.content)
+            body = reply_bytes(reply, model=model, usage=self.owner.usage)
         await self._answer(200, body, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))])
 
     async def fail(self, error: BaseException) -> None:

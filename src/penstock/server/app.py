@@ -8,48 +8,33 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
-from penstock.config.listing import Model
-from penstock.errors import Invalid, PenstockError, TooLarge
-from penstock.messages import ChatReply, ChatRequest
+from penstock.config.tools import close_tools
+from penstock.errors import Invalid, PenstockError, TooLarge, ToolError
 from penstock.outcome import Cancelled, Failed
-from penstock.policies.trace import describe_chat, trace
-from penstock.run import Executor, Principal
+from penstock.policies.trace import trace
+from penstock.run import Principal
 from penstock.server.answering import respond
 from penstock.server.auth import Auth, demand
 from penstock.server.client import ClientGone, Headers, Manner, Receive, Scope, Send
+from penstock.server.endpoints import CHAT, TOOL, Catalog, Endpoint, Work, chat_endpoint, tool_endpoint
 from penstock.server.log import access
 from penstock.server.pages import pages
 from penstock.server.sse import fresh_id
 from penstock.server.tracing import parent_of
-from penstock.server.wire import answer_of, parse_chat, shutting_down
+from penstock.server.wire import answer_of, shutting_down
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-CHAT = frozenset(("/v1/chat/completions", "/chat/completions"))
+    from penstock.server.endpoints import Tools
+
 PROBES = frozenset(("/health", "/ready"))
 _REQUEST_ID = re.compile(rb"^[\w.:-]{1,128}$")
-_UNBUILT = {b"x-conversation-id": "conversations", b"idempotency-key": "idempotency keys"}
-
-
-class Catalog(Protocol):
-    """Where the application finds its models; `penstock.config.Catalog` is one."""
-
-    def find(self, model: str) -> Executor[ChatRequest, ChatReply]:
-        """The executor that answers for a model name; raises `NotFound`."""
-        ...
-
-    async def models(self) -> list[Model]:
-        """All models that can be named."""
-        ...
-
-    async def model(self, name: str) -> Model:
-        """One model; raises `NotFound`."""
-        ...
+_UNBUILT = {b"x-conversation-id": "conversations"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +50,14 @@ class Options:
 
 
 class App:
-    """Serves a catalog of models over the OpenAI API.
+    """Serves a catalog of models over the OpenAI API, and tools by their names.
 
     `drain()` makes it refuse new work; `running` is what is left, and `idle` is set while that is nothing.
     """
 
-    def __init__(self, catalog: Catalog, options: Options | None = None) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, options: Options | None = None, *, tools: Tools | None = None) -> None:
+        self._chat = chat_endpoint(catalog)
+        self.tools = tools or {}
         self._options = options or Options()
         self._max_body = int(self._options.max_body_mb * 1024 * 1024)
         self._origins = frozenset(origin.encode() for origin in self._options.cors_origins)
@@ -79,22 +65,30 @@ class App:
         self.idle = asyncio.Event()
         self.idle.set()
         self.draining = False
-        self._pages: ASGIApp = pages(catalog, self._options.auth, lambda: not self.draining)
+        self._pages: ASGIApp = pages(catalog, self.tools, self._options.auth, ready=lambda: not self.draining)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await self._lifespan(receive, send)
         elif scope["type"] == "http":
             headers = dict(scope["headers"])
             extra = self._common_headers(headers)
             if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                 await _preflight(headers, extra, send)
-            elif scope["path"] in CHAT:
-                call = _Call(scope, receive, send, headers, extra)
-                await (self._chat(call) if scope["method"] == "POST" else _misused(call))
+            elif endpoint := self._endpoint(scope):
+                call = _Call(endpoint, scope, receive, send, headers, extra)
+                await (self._answer(call) if scope["method"] == "POST" else _misused(call))
             else:
                 await self._page(scope, receive, _Sending(send, extra))
+
+    def _endpoint(self, scope: Scope) -> Endpoint | None:
+        """What a path runs; None where it is a page."""
+        path = scope["path"]
+        if path in CHAT:
+            return self._chat
+        named = TOOL.fullmatch(path)
+        return tool_endpoint(self.tools, named[1]) if named else None
 
     def drain(self) -> None:
         """Refuse new requests from now on."""
@@ -122,35 +116,50 @@ class App:
             facts["path"] = getattr(page.get("route"), "path", "(unknown)")
             access({**facts, "ms": _ms_since(began)})
 
-    async def _chat(self, call: _Call) -> None:
-        began = monotonic()
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await close_tools(self.tools.values())
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+
+    async def _answer(self, call: _Call) -> None:
+        began, endpoint = monotonic(), call.endpoint
         principal: Principal | None = None
-        request: ChatRequest | None = None
+        work: Work | None = None
         try:
             if self.draining:
                 raise shutting_down("the server is shutting down")
             principal = self._options.auth.principal(call.headers.get(b"authorization"))
-            demand(principal, "chat")
+            demand(principal, endpoint.scope)
             manner = _manner(call.headers, self._options.manner)
-            request = parse_chat(await call.body(self._max_body, within_s=manner.write_stall_s))
-            executor = self._catalog.find(request.model)
+            work = endpoint.prepare(await call.body(self._max_body, within_s=manner.write_stall_s), call.headers)
+            executor = work.find()
             if self._options.traced:
-                executor = trace(
-                    "server",
-                    name="POST /v1/chat/completions",
-                    describe=describe_chat,
-                    content=self._options.trace_content,
-                )(executor)
+                content = self._options.trace_content
+                executor = trace("server", name=f"POST {endpoint.path}", describe=work.describe, content=content)(
+                    executor
+                )
             parent = parent_of(call.headers.get(b"traceparent"), call.headers.get(b"tracestate"))
         except ClientGone:
             await call.refuse(Invalid("the request ended before its body"), 499)
-            _log(call, 499, began, request=request, principal=principal)
+            _log(call, 499, began, work=work, principal=principal)
             return
         except PenstockError as error:
             status = await call.refuse(error)
-            _log(call, status, began, request=request, principal=principal, error=error)
+            _log(call, status, began, work=work, principal=principal, error=error)
             return
-        answer = respond(executor, request, principal=principal, parent=parent, manner=manner, headers=call.extra)
+        answer = respond(
+            executor,
+            work.request,
+            principal=principal,
+            parent=parent,
+            manner=manner,
+            headers=call.extra,
+            render=work.render,
+        )
         self.running.add(answer)
         self.idle.clear()
         try:
@@ -159,13 +168,14 @@ class App:
             self.running.discard(answer)
             if not self.running:
                 self.idle.set()
-            _log(call, answer.status, began, request=request, principal=principal, answer=answer)
+            _log(call, answer.status, began, work=work, principal=principal, answer=answer)
 
 
 @dataclass(slots=True)
 class _Call:
-    """One HTTP request to the chat endpoint."""
+    """One HTTP request to something that is run."""
 
+    endpoint: Endpoint
     scope: Scope
     receive: Receive
     send: Send
@@ -247,29 +257,36 @@ def _log(  # the facts of one request  # noqa: PLR0913
     status: int,
     began: float,
     *,
-    request: ChatRequest | None,
+    work: Work | None,
     principal: Principal | None,
     answer: respond | None = None,
     error: PenstockError | None = None,
 ) -> None:
     fields = _facts(call.scope, call.extra, status)
-    fields["model"] = request.model if request else None
-    fields["stream"] = request.stream if request else None
+    if "{" in call.endpoint.path:  # what a client wrote in the path may be a secret of somebody
+        fields["path"] = call.endpoint.path
+    fields |= work.facts if work else {}
     fields["by"] = principal.name if principal else None
     fields["ms"] = _ms_since(began)
     if answer is not None:
         usage = answer.usage
         if answer.ttft_s is not None:
             fields["ttft_ms"] = round(answer.ttft_s * 1000, 1)
-        fields |= {"in": usage.prompt, "out": usage.completion, "partial": True if usage.partial else None}
+        if usage.total or answer.rendering is None:
+            fields |= {"in": usage.prompt, "out": usage.completion, "partial": True if usage.partial else None}
         if isinstance(answer.outcome, Failed):
             error = answer.outcome.error if isinstance(answer.outcome.error, PenstockError) else None
             fields["error"] = type(answer.outcome.error).__name__
         elif isinstance(answer.outcome, Cancelled):
             fields["cancelled"] = answer.outcome.reason
     if error is not None:
-        fields["error"] = f"{type(error).__name__}: {error.message}"
+        fields["error"] = f"{type(error).__name__}: {_said(error)}"
     access(fields)
+
+
+def _said(error: PenstockError) -> str:
+    """What a log may show of an error: of a tool's, which may quote arguments, its code alone."""
+    return error.code if isinstance(error, ToolError) else error.message
 
 
 def _facts(scope: Scope, extra: list[tuple[bytes, bytes]], status: int) -> dict[str, Any]:
@@ -278,14 +295,6 @@ def _facts(scope: Scope, extra: list[tuple[bytes, bytes]], status: int) -> dict[
 
 def _ms_since(began: float) -> float:
     return round((monotonic() - began) * 1000, 1)
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
 
 
 async def _preflight(headers: Mapping[bytes, bytes], extra: Headers, send: Send) -> None:

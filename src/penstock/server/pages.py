@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import metadata, resources
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from fastapi import FastAPI, Header, Request
@@ -13,26 +14,18 @@ from starlette.exceptions import HTTPException
 
 from penstock.config.listing import Model
 from penstock.errors import PenstockError, RequestError
+from penstock.run import Principal
 from penstock.server.auth import Auth, demand
+from penstock.server.endpoints import Catalog, listed
 from penstock.server.wire import answer_of
 
-
-class Models(Protocol):
-    """Who knows the models."""
-
-    async def models(self) -> list[Model]:
-        """All that can be named."""
-        ...
-
-    async def model(self, name: str) -> Model:
-        """One of them; raises `NotFound`."""
-        ...
-
+if TYPE_CHECKING:
+    from penstock.server.endpoints import Tools
 
 Authorization = Annotated[str | None, Header(description="Bearer token, when the server has tokens")]
 
 
-def pages(catalog: Models, auth: Auth, ready: Callable[[], bool]) -> FastAPI:
+def pages(catalog: Catalog, tools: Tools, auth: Auth, *, ready: Callable[[], bool]) -> FastAPI:
     """The FastAPI application for these pages."""
     app = FastAPI(
         title="Penstock",
@@ -44,8 +37,7 @@ def pages(catalog: Models, auth: Auth, ready: Callable[[], bool]) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # else each health probe is four spans
     )
 
-    def admit(authorization: str | None) -> None:
-        demand(auth.principal(authorization.encode() if authorization else None), "chat")
+    admit = partial(_admitted, auth)
 
     @app.get("/models", include_in_schema=False)
     @app.get("/v1/models", tags=["models"], summary="List the models")
@@ -58,6 +50,11 @@ def pages(catalog: Models, auth: Auth, ready: Callable[[], bool]) -> FastAPI:
     async def one_model(model: str, authorization: Authorization = None) -> dict[str, Any]:
         admit(authorization)
         return _row(await catalog.model(model))
+
+    @app.get("/tools", include_in_schema=False)
+    @app.get("/v1/tools", tags=["tools"], summary="List the tools you may call")
+    async def list_tools(authorization: Authorization = None) -> dict[str, Any]:
+        return {"object": "list", "data": listed(tools, admit(authorization, "tools"))}
 
     @app.get("/health", tags=["health"], summary="Is the process alive?")
     async def health() -> dict[str, str]:
@@ -74,12 +71,19 @@ def pages(catalog: Models, auth: Auth, ready: Callable[[], bool]) -> FastAPI:
 
     app.openapi_schema = None
     plain = app.openapi
-    app.openapi = lambda: _with_chat(plain())  # type: ignore[method-assign]
+    app.openapi = lambda: _with_runs(plain())  # type: ignore[method-assign]
     return app
 
 
 def _row(model: Model) -> dict[str, Any]:
     return {"id": model.id, "object": "model", "created": model.created, "owned_by": model.owned_by}
+
+
+def _admitted(auth: Auth, authorization: str | None, scope: str = "chat") -> Principal:
+    """Who asks for a page; raises `RequestError` for one who may not."""
+    principal = auth.principal(authorization.encode() if authorization else None)
+    demand(principal, scope)
+    return principal
 
 
 async def _failed(_: Request, error: Exception) -> Response:
@@ -97,13 +101,13 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(answer_of(RequestError(text, code=code)).body, status, headers)
 
 
-def _with_chat(schema: dict[str, Any]) -> dict[str, Any]:
-    """The description with the chat endpoint, which FastAPI does not serve."""
-    schema["paths"].setdefault("/v1/chat/completions", _CHAT)
+def _with_runs(schema: dict[str, Any]) -> dict[str, Any]:
+    """The description with the endpoints that FastAPI does not serve."""
+    schema["paths"] |= {"/v1/chat/completions": _CHAT, "/v1/tools/{name}": _TOOL}
     return schema
 
 
-_TEXT = {"type": "string"}
+_TEXT: dict[str, Any] = {"type": "string"}
 _ERROR = {
     "description": "An error in OpenAI's shape",
     "content": {
@@ -170,6 +174,47 @@ _CHAT: dict[str, Any] = {
             "200": {
                 "description": "The completion, or its stream",
                 "content": {"application/json": {}, "text/event-stream": {}},
+            },
+            "4XX": _ERROR,
+            "5XX": _ERROR,
+        },
+    }
+}
+_TOOL: dict[str, Any] = {
+    "post": {
+        "tags": ["tools"],
+        "summary": "Call a tool",
+        "description": "The body is the tool's arguments, a JSON object; `GET /v1/tools` tells their schema.",
+        "parameters": [
+            {"name": "name", "in": "path", "required": True, "schema": _TEXT},
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "description": "For a tool that keeps a ledger: calls under one key run at most once",
+                "schema": {**_TEXT, "maxLength": 255},
+            },
+            *_CHAT["post"]["parameters"],
+        ],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+        "responses": {
+            "200": {
+                "description": "The tool's value",
+                "content": {
+                    "application/json": {
+                        "schema": {
+                            "type": "object",
+                            "required": ["id", "object", "tool", "content", "latency_s", "warnings"],
+                            "properties": {
+                                "id": _TEXT,
+                                "object": {"const": "tool.result"},
+                                "tool": _TEXT,
+                                "content": {},
+                                "latency_s": {"type": "number"},
+                                "warnings": {"type": "array", "items": _TEXT},
+                            },
+                        }
+                    }
+                },
             },
             "4XX": _ERROR,
             "5XX": _ERROR,

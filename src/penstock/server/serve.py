@@ -19,6 +19,7 @@ from types import FrameType
 import uvicorn
 
 from penstock.config import Catalog, Settings
+from penstock.config.tools import make_tools
 from penstock.run import Principal
 from penstock.server.app import App, Options
 from penstock.server.auth import Auth, Token, hash_of
@@ -130,7 +131,8 @@ def application(settings: Settings) -> App:
         traced=tracing.otlp is not None,
         trace_content=tracing.content,
     )
-    return App(Catalog(settings, os.environ), options)
+    tools = make_tools(settings.tools, os.environ, directory=settings.store.dir, trace_content=tracing.content)
+    return App(Catalog(settings, os.environ), options, tools=tools)
 
 
 def serve(app: App, sock: socket.socket, *, drain_s: float) -> None:
