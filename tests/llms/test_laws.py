@@ -35,7 +35,7 @@ class Sleepy(BaseLlm):
         super().__init__(model="sleepy", policies=policies)
         self.fail, self.slow = fail, slow
 
-    async def generate_content_async(self, messages: str | Sequence[Message], **params: Any) -> str:  # noqa: ARG002
+    async def generate_content_async(self, messages: str | Sequence[Message], **params: Any) -> str:
         await asyncio.sleep(30 if self.slow else 0)
         if self.fail:
             raise BadRequest("no", provider="sleepy")

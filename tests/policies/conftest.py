@@ -17,7 +17,7 @@ class Spans(SpanProcessor):
         self.started: list[Span] = []
         self.ended: list[ReadableSpan] = []
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002  # the base class names it
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # the base class names it
         """Keep a span that began."""
         self.started.append(span)
 

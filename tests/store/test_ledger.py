@@ -19,10 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penstock.errors import Conflict
+from penstock.errors import Conflict, StoreFailed
 from penstock.policies.idempotency import Entry, MemoryLedger, State, idempotency
 from penstock.run import Run, execute
-from penstock.errors import StoreFailed
 from penstock.store import ledger as ledger_module
 from penstock.store.ledger import SqliteLedger
 
