@@ -31,7 +31,7 @@ class Root:
         self._listener = listener
         self._interrupted = False
         self.failure: Exception | None = None
-        self.hooks = tuple(hooks)
+        self.hooks: tuple[Closing, ...] = tuple(hooks)
 
     async def tell(self, event: Event) -> None:
         """Pass an event to the listener; not to one that failed, nor, while being cancelled, to one interrupted."""

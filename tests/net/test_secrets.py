@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import UsageError
 from penstock.net import Secret, origin_of
+from penstock.net.secrets import variables
 
 KEY = "sk-canary-4f9a7c1e2b"
 SECRET = Secret(KEY, origin="https://api.example.com/v1")
@@ -96,3 +97,10 @@ def test_case_24_a_key_that_no_header_can_carry_is_refused_unseen(value: str) ->
 )
 def test_an_origin_is_scheme_host_and_port(url: str, origin: str) -> None:
     assert origin_of(url) == origin
+
+
+def test_a_look_up_of_variables_shows_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "k-canary-1234\n")
+    for look_up in (variables(), variables({"SOME_KEY": "k-canary-1234"})):
+        assert (look_up("SOME_KEY"), look_up("NO_KEY")) == ("k-canary-1234", "")
+        assert "canary" not in f"{look_up!r} {vars(look_up)}"

@@ -125,11 +125,12 @@ class Deadline:
             self._idle_from = monotonic()
 
     def _begin(self) -> None:
-        self._task = task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        self._task = task = asyncio.current_task(loop)
         self._cancels = task.cancelling() if task else 0
         left = self._left()
         if self._idle is None and self._seconds - left < PROMPT_S:
-            self._watch = _watch(self._seconds)
+            self._watch = _watch(loop, self._seconds)
             self._watch.add(self, self._due)
         else:
             self._arm(left)
@@ -198,9 +199,8 @@ class _Watch:
 _watches: dict[float, _Watch] = {}
 
 
-def _watch(seconds: float) -> _Watch:
-    """The watch over deadlines of this length in the running loop."""
-    loop = asyncio.get_running_loop()
+def _watch(loop: asyncio.AbstractEventLoop, seconds: float) -> _Watch:
+    """The watch over deadlines of this length in a loop."""
     found = _watches.get(seconds)
     if found is None or found.loop is not loop:
         if len(_watches) >= MOST_WATCHES:

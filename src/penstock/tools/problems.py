@@ -46,8 +46,10 @@ class Problem(msgspec.Struct, frozen=True, gc=False):
     @property
     def where(self) -> str:
         """The path as one writes it: `address.zip`, `items[3]`; empty for the value itself."""
-        steps = [f"[{step}]" if isinstance(step, int) else f".{_cut(step)}" for step in self.path]
-        return "".join(steps).removeprefix(".")
+        where = ""
+        for step in self.path:
+            where += f"[{step}]" if isinstance(step, int) else f".{_cut(step)}"
+        return where.removeprefix(".")
 
 
 def refusal(problems: Iterable[Problem]) -> BadArguments:
@@ -55,8 +57,12 @@ def refusal(problems: Iterable[Problem]) -> BadArguments:
     listed = list(islice(problems, LISTED * 5))
     if len(listed) > 1:
         listed = list(dict.fromkeys(listed))
-    details = [{"path": each.where, "problem": each.text} for each in listed[:LISTED]]
-    told = [f"{each['path']}: {each['problem']}" if each["path"] else each["problem"] for each in details]
+    details: list[dict[str, str]] = []
+    told: list[str] = []
+    for each in listed[:LISTED]:
+        where, text = each.where, each.text
+        details.append({"path": where, "problem": text})
+        told.append(f"{where}: {text}" if where else text)
     if len(listed) > LISTED:
         told.append("and more")
     return BadArguments(WRONG + "; ".join(told), details=details)
