@@ -44,7 +44,7 @@ ONLY_FOR = {"server": {"cli"}, "testing": set[str]()}  # part -> who may import 
 BROAD = {
     "config/tools.py": (1, "a module that is imported for its function may raise anything"),
     "policies/record.py": (1, "noted for the record, then raised again"),
-    "policies/timeout.py": (1, "thrown where the work waits: a step of the coroutine protocol"),
+    "policies/timeout.py": (2, "thrown where the work waits: a step of the coroutine protocol"),
     "policies/trace.py": (2, "noted on the span, then raised again; describing a call must not fail it"),
     "root.py": (5, "a listener's failure must pass every policy; storing that fails is the run's end"),
     "run.py": (2, "the root turns how a run ended into an outcome"),

@@ -35,12 +35,16 @@ def retry(*, attempts: int = 3, base_s: float = 0.5, max_s: float = 30.0, silent
                 if isinstance(event, ANSWERS):
                     spoke = True
 
+            task = asyncio.current_task()
+            cancels = task.cancelling() if task else 0
             heard = run if silent else run.listening(note)
             for attempt in range(1, attempts):
                 try:
                     return await executor(request, heard)
                 except PenstockError as error:
                     if spoke or not error.retryable or (error.retry_after or 0) > max_s:
+                        raise
+                    if task is not None and task.cancelling() > cancels:  # raised over a cancel: nobody wants more
                         raise
                     wait = _wait(error, min(max_s, base_s * 2 ** (attempt - 1)))
                     await run.emit(Retrying(attempt=attempt + 1, wait_s=wait, error=error))

@@ -73,7 +73,6 @@ class Deadline:
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
         self._begin()
-        late = False
         try:
             while True:
                 try:
@@ -87,14 +86,15 @@ class Deadline:
                     waiting = work.send(sent)
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
-        except asyncio.CancelledError as error:
-            late = self._end()
-            if late:
+        except BaseException as error:  # what is raised over a cancel does not take its place
+            task = self._task
+            if self._end():
                 raise TimeoutError from error
+            if isinstance(error, Exception) and task is not None and task.cancelling() > self._cancels:
+                raise asyncio.CancelledError from error
             raise
         finally:
-            if not late:
-                self._end()
+            self._end()
 
     def pause(self) -> None:
         """Stop the clock; pauses nest."""

@@ -178,16 +178,18 @@ class _Described(Arguments):
         raise refusal(problems or [_FAR])
 
 
-def _text(raw: bytes | bytearray | Mapping[str, Any]) -> str:
+def _text(raw: object) -> str:
     """The text of what was given; a mapping is written as JSON first."""
     try:
         if isinstance(raw, Mapping):
             return to_json(dict(raw), inf_nan_mode="constants").decode()
-        return raw.decode()
+        if isinstance(raw, bytes | bytearray):
+            return raw.decode()
     except UnicodeDecodeError as error:
         raise refusal([Problem((), f"the arguments are not UTF-8: {error}"[:200])]) from None
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
         raise refusal([Problem((), f"the arguments cannot be written as JSON: {error}"[:200])]) from None
+    raise refusal([_not_an_object(raw)])
 
 
 def _tried(text: str) -> tuple[Any, list[Problem]]:

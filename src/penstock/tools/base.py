@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeGuard, TypeVar, cast
 
 import msgspec
 
-from penstock.errors import Denied, PenstockError, ToolFailed, ToolTimeout, UsageError
+from penstock.errors import Denied, PenstockError, ToolError, ToolFailed, ToolTimeout, UsageError
 from penstock.events import Event, Item, Text, Used
 from penstock.messages import Usage
 from penstock.policies import Policy, wrap
@@ -27,7 +27,7 @@ from penstock.tools.arguments import Arguments
 from penstock.tools.meter import meter, traced
 from penstock.tools.result import Arguments as RawArguments
 from penstock.tools.result import ToolContext, ToolRequest, ToolResult
-from penstock.tools.spec import ToolSpec
+from penstock.tools.spec import SHOWN, ToolSpec
 from penstock.tools.stages import Checked, stages
 from penstock.tools.value import Sized, fault_of, normaliser
 
@@ -43,6 +43,9 @@ class BaseToolExecutor(Generic[Spec]):
     `policies` go around the whole pipeline, the first outermost. `ledger` is where a spec with `idempotency.ledger`
     keeps its calls; without one they are kept in memory. `trace_content` puts arguments and values on spans.
     """
+
+    speaks: bool = True
+    """Whether a call may tell events; where it cannot, nobody listens for the usage of models it asks."""
 
     def __init__(
         self,
@@ -61,7 +64,15 @@ class BaseToolExecutor(Generic[Spec]):
         self._normalise = normaliser(spec)
         self._meter = meter(spec)
         self._speaks = self.speaks
-        inner = stages(spec, safe=self.safe, speaks=self._speaks, late=self._late, ledger=ledger)
+        defaults = self.arguments.schema.get("properties") or {}
+        inner = stages(
+            spec,
+            defaults={name: about["default"] for name, about in defaults.items() if "default" in about},
+            safe=self.safe,
+            speaks=self._speaks,
+            late=self._late,
+            ledger=ledger,
+        )
         self._inner = wrap(self._attempt, inner)
         self._outer = wrap(self._pipeline, self.policies)
         self._traced = wrap(self._outer, [traced(spec, content=trace_content)])
@@ -75,11 +86,6 @@ class BaseToolExecutor(Generic[Spec]):
     def safe(self) -> bool:
         """Whether repeating a call does no harm."""
         return self.spec.idempotency.safe
-
-    @property
-    def speaks(self) -> bool:
-        """Whether a call may tell events; where it cannot, nobody listens for the usage of models it asks."""
-        return True
 
     @property
     def description(self) -> str:
@@ -134,7 +140,8 @@ class BaseToolExecutor(Generic[Spec]):
         try:
             if self._permissions:
                 self._authorise(run)
-            call = Checked(self.arguments.parse(request.arguments), request.idempotency_key, began + seconds)
+            given = request.arguments
+            call = Checked(self.arguments.parse(given), given, request.idempotency_key, began + seconds)
             if self._speaks:
                 value, usage = await self._overheard(call, run, deadline)
             else:
@@ -183,24 +190,33 @@ class BaseToolExecutor(Generic[Spec]):
             if type(answer) is not CoroutineType and _streams(answer):
                 return await self._drain(answer, run)
             return await cast("Awaitable[Any]", answer)
-        except PenstockError:
+        except ToolError:
             raise
+        except PenstockError as error:
+            if self.safe or not error.retryable:
+                raise
+            raise ToolFailed(str(error), code=fault_of(error).code, retryable=False) from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and not task.cancelling():  # the tool's own doing, not the caller's
                 raise ToolFailed("the tool was cancelled from within", code="cancelled") from error
             raise
         except (Exception, SystemExit) as error:  # told to the model; it must not end the process, nor its siblings
-            raise ToolFailed(_said(error), details={"type": type(error).__name__}) from error
+            passing = self.safe and isinstance(error, OSError)
+            raise ToolFailed(_said(error), details={"type": type(error).__name__}, retryable=passing) from error
 
     async def _drain(self, items: AsyncIterator[Any], run: Run) -> Any:
-        """Tell each item as it comes; the value is the joined text, or the list of items. Stops at the size limit."""
+        """Tell each item as it comes, where a client may see it; the value is the joined text, or the list of items.
+
+        Stops at the size limit.
+        """
         kept = Sized(self.spec.max_result_bytes)
         async with aclosing(cast("Any", items)):
             async for item in items:
                 if not kept.add(item):
                     break
-                await run.emit(Text(item) if isinstance(item, str) else Item(item))
+                if self.spec.return_target in SHOWN:
+                    await run.emit(Text(item) if isinstance(item, str) else Item(item))
         return kept.value()
 
 

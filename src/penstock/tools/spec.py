@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -9,6 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from penstock.tools.parameters import Parameter, read_parameters, read_return_type
 
 ReturnTarget: TypeAlias = Literal["llm", "human", "agent", "step"]
+SHOWN = frozenset({"llm", "human"})
+"""Where a value may be seen by the client."""
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 _Read = Field(union_mode="left_to_right")  # what is a mapping after reading is a JSON Schema
@@ -100,6 +104,19 @@ class ToolSpec(Section):
     cache: CacheSpec | None = None
     idempotency: IdempotencySpec = IdempotencySpec()
     metrics_tags: dict[str, str] = {}
+
+    @property
+    def parameter_names(self) -> frozenset[str]:
+        """What a call may give, where the spec says so."""
+        if isinstance(self.parameters, dict):
+            return frozenset(self.parameters.get("properties") or ())
+        return frozenset(parameter.name for parameter in self.parameters or ())
+
+    def require_declared(self, names: Iterable[str]) -> None:
+        """Raise `ValueError` for a name that is no parameter."""
+        if unknown := sorted(set(names) - self.parameter_names):
+            listed = ", ".join(map(repr, sorted(self.parameter_names))) or "none"
+            raise ValueError(f"no parameter is called {', '.join(map(repr, unknown))}; parameters are {listed}")
 
     @model_validator(mode="after")
     def _one_memory(self) -> ToolSpec:

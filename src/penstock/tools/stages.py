@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -11,106 +11,153 @@ import msgspec
 
 from penstock.errors import ToolFailed, ToolTimeout
 from penstock.policies import Policy
+from penstock.policies.breaker import speaks_against_it
 from penstock.policies.idempotency import Ledger
 from penstock.run import Run
-from penstock.tools.result import ToolResult
-from penstock.tools.spec import CacheSpec, ToolSpec
+from penstock.tools.result import Arguments, ToolResult
+from penstock.tools.spec import BreakerSpec, CacheSpec, RetrySpec, ToolSpec
 from penstock.tools.value import encoded
 
 
 class Checked(msgspec.Struct, frozen=True, gc=False):
-    """A call with validated arguments, its idempotency key, and the moment (monotonic, s) until which it may run."""
+    """A call whose arguments are validated: the values, and the arguments as they were given.
+
+    `key` is its idempotency key, `until` the moment (monotonic, s) until which it may run.
+    """
 
     values: dict[str, Any]
+    given: Arguments
     key: str | None
     until: float
 
 
-def canonical(values: Any) -> bytes:
-    """Values as JSON with sorted keys: equal values are equal bytes."""
-    from pydantic_core import to_jsonable_python
-
-    return msgspec.json.encode(to_jsonable_python(values), order="deterministic")
-
-
+# Answers of a service that works: they say something of the call, not of the service.
+ANSWERS = frozenset(
+    {
+        "address_denied",
+        "bad_operation",
+        "bad_return_value",
+        "bad_statement",
+        "conditional_check_failed",
+        "conflict",
+        "constraint_violation",
+        "invalid_value",
+        "missing_column",
+        "missing_table",
+        "permission_denied",
+        "read_only_violation",
+        "redirect_denied",
+        "syntax_error",
+        "too_large",
+    }
+)
+BUSY = frozenset({"http_408", "http_425", "http_429"})
 Late = Callable[[str], ToolTimeout]
 
 
-def stages(spec: ToolSpec, *, safe: bool, speaks: bool, late: Late, ledger: Ledger | None) -> list[Policy]:
-    """The policies that a spec asks for, the outermost first; `late` makes the error of an attempt that overran."""
+def canonical(value: Any) -> bytes:
+    """A value as JSON with sorted keys: equal values are equal bytes, in this process and in the next."""
+    from pydantic_core import to_jsonable_python
+
+    return msgspec.json.encode(value, enc_hook=to_jsonable_python, order="deterministic")
+
+
+def stages(
+    spec: ToolSpec, *, defaults: Mapping[str, Any], safe: bool, speaks: bool, late: Late, ledger: Ledger | None
+) -> list[Policy]:
+    """The policies that a spec asks for, the outermost first; `late` makes the error of a call that overran."""
     found: list[Policy] = []
     if spec.cache is not None:
-        found.append(_cached(spec, spec.cache))
+        found.append(_cached(spec, spec.cache, defaults))
     if spec.idempotency.ledger:
-        found.append(_kept(spec, ledger))
+        found.append(_kept(spec, ledger, defaults))
     if spec.limit is not None:
         from penstock.policies.limit import limit
 
         found.append(limit(**spec.limit.model_dump(exclude_none=True)))
     if spec.circuit_breaker is not None:
-        from penstock.policies.breaker import breaker
-
-        refused = partial(ToolFailed, code="unavailable", retryable=True)
-        found.append(breaker(**spec.circuit_breaker.model_dump(), error=refused))
+        found += _guarded(spec, spec.circuit_breaker, late)
     if spec.retry is not None:
-        from penstock.policies.retry import retry
-
-        pauses = spec.retry.model_dump(exclude={"attempt_timeout_s"})
-        found.append(retry(**pauses, silent=not speaks))
-    if (seconds := _attempt_s(spec)) is not None:
-        from penstock.policies.timeout import timeout
-
-        def error(message: str) -> ToolTimeout:
-            overrun = late(message)
-            overrun.retryable = safe
-            return overrun
-
-        found.append(timeout(seconds, error=error))
+        found += _repeated(spec.retry, safe=safe, speaks=speaks, late=late)
     return found
 
 
-def _attempt_s(spec: ToolSpec) -> float | None:
-    """The limit of one attempt. A breaker needs one: the whole call's deadline looks like a caller who left."""
-    own = spec.retry.attempt_timeout_s if spec.retry is not None else None
-    if own is not None or spec.circuit_breaker is None:
-        return own
-    return spec.timeout_s - min(0.05, spec.timeout_s / 10)
+def _guarded(spec: ToolSpec, breaker_spec: BreakerSpec, late: Late) -> list[Policy]:
+    """A breaker, and a time limit inside it: the whole call's deadline looks to it like a caller who left."""
+    from penstock.policies.breaker import breaker
+    from penstock.policies.timeout import timeout
+
+    refused = partial(ToolFailed, code="unavailable", retryable=True)
+    seconds = spec.timeout_s - min(0.05, spec.timeout_s / 10)
+
+    def overran(_: str) -> ToolTimeout:
+        return late(f"not finished within {spec.timeout_s:g} s")
+
+    return [breaker(**breaker_spec.model_dump(), error=refused, counts=_troubled), timeout(seconds, error=overran)]
 
 
-def _cached(spec: ToolSpec, kept: CacheSpec) -> Policy:
+def _troubled(error: Exception) -> bool:
+    """Whether an error says that the tool itself is in trouble, and not this one call."""
+    if isinstance(error, ToolFailed):
+        return error.code not in ANSWERS and (not error.code.startswith("http_4") or error.code in BUSY)
+    return speaks_against_it(error)
+
+
+def _repeated(spec: RetrySpec, *, safe: bool, speaks: bool, late: Late) -> list[Policy]:
+    """Retries, and the time limit of one attempt."""
+    from penstock.policies.retry import retry
+    from penstock.policies.timeout import timeout
+
+    again = retry(**spec.model_dump(exclude={"attempt_timeout_s"}), silent=not speaks)
+    if spec.attempt_timeout_s is None:
+        return [again]
+
+    def overran(message: str) -> ToolTimeout:
+        error = late(message)
+        error.retryable = safe
+        return error
+
+    return [again, timeout(spec.attempt_timeout_s, error=overran)]
+
+
+def _cached(spec: ToolSpec, kept: CacheSpec, defaults: Mapping[str, Any]) -> Policy:
     from penstock.policies.cache import cache
 
     tool = (spec.id or spec.tool_name, spec.version)
 
     def key(call: Checked, run: Run) -> Hashable:
-        return (run.principal.tenant, run.principal.name, *tool, canonical(call.values))
+        return (run.principal.tenant, run.principal.name, *tool, canonical(_as_given(call, defaults)))
 
     return cache(ttl_s=kept.ttl_s, max_entries=kept.max_entries, key=key)
 
 
-def _kept(spec: ToolSpec, ledger: Ledger | None) -> Policy:
-    """At most one call under a key: the caller's, else one made of the arguments that the spec names.
-
-    Each tenant has its own keys, so that none is given what another's call returned.
-    """
+def _kept(spec: ToolSpec, ledger: Ledger | None, defaults: Mapping[str, Any]) -> Policy:
+    """At most one call under a key: the caller's, else one made of the arguments that the spec names."""
     from penstock.policies.idempotency import Codec, MemoryLedger, idempotency
 
     tool, named = spec.id or spec.tool_name, spec.idempotency.key_from
 
-    def key(call: Checked, run: Run) -> str | None:
-        own = [run.principal.tenant, tool]
+    def key(call: Checked, _: Run) -> str | None:
         if call.key is not None:
-            return canonical([*own, call.key]).decode()
+            return canonical([tool, call.key]).decode()
         if not named:
             return None
-        return canonical([*own, sha256(canonical([call.values.get(name) for name in named])).hexdigest()]).decode()
+        given = _as_given(call, defaults)
+        return canonical([tool, sha256(canonical([given.get(name) for name in named])).hexdigest()]).decode()
 
     def fingerprint(call: Checked) -> str:
-        return sha256(canonical(call.values)).hexdigest()
+        return sha256(canonical(_as_given(call, defaults))).hexdigest()
 
     codec = Codec(_written, _read)
     kept = ledger or MemoryLedger()
     return idempotency(kept, key=key, fingerprint=fingerprint, codec=codec, ttl_s=spec.idempotency.ttl_s)
+
+
+def _as_given(call: Checked, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as JSON has them, with the defaults: typed values may hide a part, or have no order."""
+    given = call.given
+    found: dict[str, Any] = dict(given) if isinstance(given, Mapping) else msgspec.json.decode(given or b"{}")
+    return {**defaults, **found}
 
 
 def _written(value: Any) -> bytes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
-from penstock.errors import LimitReached, PenstockError, RequestError, ToolError, ToolFailed
+from penstock.errors import BadArguments, LimitReached, PenstockError, RequestError, ToolError, ToolFailed
 from penstock.messages import Usage, is_object
 from penstock.tools.result import ToolFault, ToolResult
 from penstock.tools.spec import ToolSpec
@@ -17,14 +17,24 @@ _PLAIN = (type(None), bool, int, float)
 
 
 def encoded(value: Any) -> bytes:
-    """A value as JSON; raises `ToolFailed` for one that JSON cannot carry."""
-    from pydantic_core import PydanticSerializationError, to_json
-
+    """A value as JSON, NaN and infinities as null; raises `ToolFailed` for one that JSON cannot carry."""
     try:
-        return to_json(value)
-    except (PydanticSerializationError, ValueError, RecursionError) as error:
+        return _encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
         text = f"the tool returned a {type(value).__name__} that JSON cannot carry: {error}"
         raise ToolFailed(text[:500], code="bad_return_value") from error
+
+
+def _foreign(value: Any) -> Any:
+    """What msgspec does not know, such as a pydantic model."""
+    from pydantic_core import to_jsonable_python
+
+    if isinstance(value, Iterator):
+        raise TypeError("an iterator can be read once only: return a list, or yield the items")
+    return to_jsonable_python(value)
+
+
+_encode = msgspec.json.Encoder(enc_hook=_foreign).encode
 
 
 def text_of(value: Any) -> str:
@@ -47,12 +57,19 @@ def normaliser(spec: ToolSpec) -> Callable[[Any, float, Usage | None], ToolResul
 
     def normalise(value: Any, seconds: float, usage: Usage | None) -> ToolResult:
         given = value if isinstance(value, ToolResult) else None
+        if given is not None and given.error is not None:
+            raise ToolFailed(
+                given.error.message,
+                code=given.error.code,
+                details=given.error.details,
+                retryable=given.error.retryable,
+            )
         content = value if given is None else given.content
         warnings = () if given is None else given.warnings
         if check is not None:
             content = check(content)
         if isinstance(content, str):
-            cut = _cut(content, limit) if len(content) * 4 > limit else None
+            cut = _cut(content, limit) if len(content) * 4 > limit or not content.isascii() else None
         elif isinstance(content, _PLAIN):
             cut = None
         else:
@@ -67,7 +84,10 @@ def normaliser(spec: ToolSpec) -> Callable[[Any, float, Usage | None], ToolResul
 
 def _cut(text: str, limit: int) -> str | None:
     """The text up to the limit in UTF-8 bytes, with a marker; None where it fits."""
-    data = text.encode("utf-8", "replace")
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise ToolFailed(f"the tool returned text that is not Unicode: {error}", code="bad_return_value") from error
     if len(data) <= limit:
         return None
     return data[:limit].decode("utf-8", "ignore") + CUT.format(limit=limit)
@@ -85,7 +105,7 @@ class Sized:
         if self._left <= 0:
             return False
         if isinstance(item, str):
-            size = len(item.encode("utf-8", "replace"))
+            size = len(item.encode("utf-8", "replace")) or 1
             self._items.append(item if size <= self._left else item[: self._left])
         else:
             size = len(encoded(item)) + 1
@@ -111,9 +131,18 @@ def fault_of(error: PenstockError) -> ToolFault:
         code = error.code or "refused"
     else:
         code = "failed"
+    if not isinstance(error, BadArguments) and details is not None:
+        details = _told(details)
     if error.retry_after is not None:
         details = {**(details if is_object(details) else {}), "retry_after_s": round(error.retry_after, 3)}
     return ToolFault(code, str(error), error.retryable, details)
+
+
+def _told(details: Any) -> Any:
+    try:
+        return msgspec.json.decode(encoded(details))
+    except ToolFailed:
+        return repr(details)[:500]
 
 
 def plain(result: ToolResult) -> dict[str, Any]:
