@@ -29,7 +29,7 @@ from penstock.tools.result import Arguments as RawArguments
 from penstock.tools.result import ToolContext, ToolRequest, ToolResult
 from penstock.tools.spec import SHOWN, ToolSpec
 from penstock.tools.stages import Checked, stages
-from penstock.tools.value import Sized, fault_of, normaliser
+from penstock.tools.value import Sized, code_of, fault_of, normaliser
 
 Spec = TypeVar("Spec", bound=ToolSpec)
 Hook = Awaitable[Any] | AsyncIterator[Any]
@@ -154,7 +154,7 @@ class BaseToolExecutor(Generic[Spec]):
             outcome = ToolTimeout.default_code
             raise self._late(f"not finished within {seconds:g} s") from late
         except PenstockError as error:
-            outcome = fault_of(error).code
+            outcome = code_of(error)
             raise
         except asyncio.CancelledError:
             outcome = "cancelled"
@@ -195,7 +195,7 @@ class BaseToolExecutor(Generic[Spec]):
         except PenstockError as error:
             if self.safe or not error.retryable:
                 raise
-            raise ToolFailed(str(error), code=fault_of(error).code, retryable=False) from error
+            raise ToolFailed(str(error), code=code_of(error), retryable=False) from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and not task.cancelling():  # the tool's own doing, not the caller's

@@ -120,22 +120,23 @@ class Sized:
         return self._items
 
 
+def code_of(error: PenstockError) -> str:
+    """The machine-readable reason of an error."""
+    if isinstance(error, ToolError):
+        return error.code
+    if isinstance(error, LimitReached):
+        return f"{error.limit}_limit" if error.limit != "budget" else "budget_exhausted"
+    return (error.code if isinstance(error, RequestError) else None) or "failed"
+
+
 def fault_of(error: PenstockError) -> ToolFault:
     """An error as a model is told."""
-    details: Any = None
-    if isinstance(error, ToolError):
-        code, details = error.code, error.details
-    elif isinstance(error, LimitReached):
-        code = f"{error.limit}_limit" if error.limit != "budget" else "budget_exhausted"
-    elif isinstance(error, RequestError):
-        code = error.code or "refused"
-    else:
-        code = "failed"
-    if not isinstance(error, BadArguments) and details is not None:
+    details = error.details if isinstance(error, ToolError) else None
+    if details is not None and not isinstance(error, BadArguments):
         details = _told(details)
     if error.retry_after is not None:
         details = {**(details if is_object(details) else {}), "retry_after_s": round(error.retry_after, 3)}
-    return ToolFault(code, str(error), error.retryable, details)
+    return ToolFault(code_of(error), str(error), error.retryable, details)
 
 
 def _told(details: Any) -> Any:
