@@ -75,6 +75,16 @@ async def test_row_b11_a_call_that_comes_later_than_the_linger_is_another_batch(
     assert func.seen == [[1], [2]]
 
 
+async def test_row_b11_a_call_that_comes_within_the_linger_is_in_the_batch() -> None:
+    func = Batches()
+    tool = batching(func, linger_s=0.25)
+    first = asyncio.create_task(tool.execute({"n": 1}))
+    await asyncio.sleep(0.04)
+    assert (await tool.execute({"n": 2})).content == 4
+    assert (await first).content == 2
+    assert func.seen == [[1, 2]]
+
+
 async def test_row_b11_a_failing_call_fails_alone() -> None:
     func = Batches(lambda items: [ValueError("odd") if item["n"] % 2 else item["n"] for item in items])
     good, bad, also = await each(batching(func), [2, 3, 4])

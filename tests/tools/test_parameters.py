@@ -89,7 +89,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(PARAMETERS)
 def test_row_b2_a_round_trip_through_json_loses_nothing(parameter: Parameter) -> None:
     again = ADAPTER.validate_json(ADAPTER.dump_json(parameter))
@@ -99,7 +99,7 @@ def test_row_b2_a_round_trip_through_json_loses_nothing(parameter: Parameter) ->
     assert schema_of([again]) == schema_of([parameter])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(PARAMETERS)
 def test_row_b2_a_spec_keeps_its_parameters_through_json(parameter: Parameter) -> None:
     spec = ToolSpec(tool_name="it", parameters=(parameter,), return_type=parameter)
@@ -107,7 +107,7 @@ def test_row_b2_a_spec_keeps_its_parameters_through_json(parameter: Parameter) -
     assert (again.parameters, again.return_type) == ((parameter,), parameter)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(PARAMETERS, max_size=3).map(unique), st.data())
 def test_row_b2_what_the_schema_accepts_is_what_is_parsed(
     parameters: tuple[Parameter, ...], data: st.DataObject
@@ -167,6 +167,37 @@ def test_row_b2_every_field_is_in_the_table_above() -> None:
     kinds = (StringParameter, NumberParameter, IntegerParameter, ArrayParameter, ObjectParameter, OneOfParameter)
     everywhere = {"type", "name", "description", "required", "default"}
     assert {(kind, field) for kind in kinds for field in set(kind.model_fields) - everywhere} <= listed
+
+
+# Each kind: the fields it cannot do without, a value it allows, one that it does not.
+KINDS: dict[str, tuple[dict[str, Any], Any, Any]] = {
+    "string": ({}, "x", 1),
+    "number": ({}, 1.5, "1.5"),
+    "integer": ({}, 1, 1.5),
+    "boolean": ({}, True, "true"),
+    "array": ({}, [1], {"a": 1}),
+    "object": ({}, {"a": 1}, [1]),
+    "one_of": ({"options": ["integer", "string"]}, "x", 1.5),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_row_b2_what_every_kind_of_parameter_has_takes_effect(kind: str) -> None:
+    fields, good, bad = KINDS[kind]
+
+    def taken(**more: Any) -> Arguments:
+        parameters = read_parameters({"v": {"type": kind, **fields, **more}})
+        assert isinstance(parameters, tuple)
+        return Arguments.from_parameters(parameters)
+
+    plain = taken(description="of the answer")
+    assert plain.schema["properties"]["v"]["description"] == "of the answer"
+    assert plain.parse({"v": good}) == {"v": good}
+    for wrong in ({"v": bad}, {}):
+        with pytest.raises(BadArguments, match="v: "):
+            plain.parse(wrong)
+    assert taken(required=False).parse({}) == {}
+    assert taken(default=good).parse({}) == {"v": good}
 
 
 def test_row_b2_names_descriptions_and_defaults_are_shown_to_the_model() -> None:

@@ -128,6 +128,23 @@ async def test_a_cache_tells_secrets_apart() -> None:
     assert [(await who.execute({"password": word})).content for word in ("one", "two", "one")] == ["one", "two", "one"]
 
 
+@pytest.mark.parametrize("text", ["", " ", b"", b" \n", "{}", " {} ", "\ufeff{}", b"\xef\xbb\xbf{}"])
+async def test_whatever_is_read_as_no_arguments_is_cached_as_that(text: str | bytes) -> None:
+    made = 0
+
+    @tool(cache=CacheSpec())
+    async def count() -> int:
+        nonlocal made
+        made += 1
+        return made
+
+    results = [await count.execute(given) for given in (text, text, "{}")]
+    if results[0].ok:
+        assert [result.content for result in results] == [1, 1, 1]
+    else:
+        assert [code(result) for result in results] == ["bad_arguments", "bad_arguments", "ok"]
+
+
 async def test_two_tools_share_a_ledger_and_not_their_keys() -> None:
     ledger, made = MemoryLedger(), []
     for id_ in ("pay", "pay:eu"):

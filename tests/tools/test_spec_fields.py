@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import threading
 from collections import Counter
 from time import monotonic
 from typing import Any
@@ -16,6 +18,7 @@ from penstock import Principal, execute
 from penstock.errors import ToolFailed
 from penstock.events import Retrying, ToolEnded
 from penstock.messages import ToolCall
+from penstock.policies.idempotency import MemoryLedger
 from penstock.run import Run
 from penstock.testing import Heard
 from penstock.tools import (
@@ -68,10 +71,15 @@ def test_row_b1_tool_name_is_what_a_model_calls_and_must_be_one_it_can_write() -
         FunctionToolSpec(tool_name="look up")
 
 
-async def test_row_b1_id_and_version_part_what_is_cached() -> None:
-    calls = Calls()
-    tools = [tool_of(calls, cache=CacheSpec(), **about) for about in ({}, {"id": "shop/it"}, {"version": "2"})]
-    assert [(await tool.execute({})).content for tool in tools] == [1, 2, 3]
+async def test_row_b1_id_is_what_a_ledger_knows_a_tool_by_whatever_its_name() -> None:
+    calls, ledger = Calls(), MemoryLedger()
+    found: list[Any] = []
+    for name, own in (("it", "shop/it"), ("renamed", "shop/it"), ("renamed", "other")):
+        kept = IdempotencySpec(ledger=True)
+        spec = FunctionToolSpec(tool_name=name, id=own, parameters=(), idempotency=kept)
+        tool = FunctionToolExecutor(spec, calls, ledger=ledger)
+        found.append((await tool.execute({}, ToolContext(idempotency_key="k1"))).content)
+    assert found == [1, 1, 2]
 
 
 def test_row_b1_description_and_examples_are_what_a_model_reads() -> None:
@@ -134,7 +142,7 @@ async def test_row_b1_return_target_says_who_may_see_the_value(
     assert answer.result.return_target == target
 
 
-async def test_row_b1_owner_and_metrics_tags_label_the_span(spans: Spans) -> None:
+async def test_row_b1_owner_version_and_metrics_tags_label_the_span(spans: Spans) -> None:
     tool = tool_of(Calls(), owner="shop-team", metrics_tags={"tier": "gold"}, version="7", description="Counts.")
     parent = otel.get_tracer("test").start_span("parent")
     await execute(tool, ToolRequest({}), parent=parent)
@@ -149,6 +157,15 @@ async def test_row_b1_owner_and_metrics_tags_label_the_span(spans: Spans) -> Non
     assert attributes["openinference.span.kind"] == "TOOL"
     assert attributes["gen_ai.tool.name"] == "it"
     assert "output.value" not in attributes
+
+
+@pytest.mark.parametrize("run_in", ["thread", "inline", "process"])
+async def test_row_b1_run_in_says_where_a_synchronous_function_runs(run_in: str) -> None:
+    process = (await tool_of(os.getpid, run_in=run_in).execute({})).content
+    assert (process == os.getpid()) is (run_in != "process")
+    if run_in != "process":
+        here = tool_of(lambda: threading.current_thread() is threading.main_thread(), run_in=run_in)
+        assert (await here.execute({})).content is (run_in == "inline")
 
 
 async def test_row_b1_permissions_must_be_held() -> None:
@@ -186,7 +203,7 @@ async def test_row_b1_max_result_bytes_cuts_what_is_longer_with_a_marker(value: 
 async def test_row_b1_retry_attempts_and_pauses() -> None:
     calls = Calls(failures=2, retryable=True)
     heard = Heard()
-    result = await execute(tool_of(calls, retry=RetrySpec(attempts=3, base_s=0.02, max_s=0.01)), ToolRequest({}), heard)
+    result = await execute(tool_of(calls, retry=RetrySpec(attempts=3, base_s=60, max_s=0.01)), ToolRequest({}), heard)
     assert result.content == 3
     told = [event for event in heard.events if isinstance(event, Retrying)]
     assert [event.attempt for event in told] == [2, 3]

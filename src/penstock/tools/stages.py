@@ -156,7 +156,9 @@ def _kept(spec: ToolSpec, ledger: Ledger | None, defaults: Mapping[str, Any]) ->
 def _as_given(call: Checked, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments as JSON has them, with the defaults: typed values may hide a part, or have no order."""
     given = call.given
-    found: dict[str, Any] = dict(given) if isinstance(given, Mapping) else msgspec.json.decode(given or b"{}")
+    if isinstance(given, Mapping):
+        return {**defaults, **given}
+    found: dict[str, Any] = msgspec.json.decode(given) if given.strip() else {}
     return {**defaults, **found}
 
 
