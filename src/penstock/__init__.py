@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import PenstockError
-from penstock.events import Chunks, Event, Fold, Reasoning, Retrying, Text, Used
+from penstock.events import Chunks, Event, Fold, Item, Reasoning, Retrying, Text, ToolEnded, ToolStarted, Used
 from penstock.messages import AgentType, ChatReply, ChatRequest, Message, ToolCall, Usage
 from penstock.outcome import Cancelled, Failed, Finished, Outcome
 from penstock.root import Listener
@@ -71,6 +71,7 @@ __all__ = [
     "Finished",
     "Fold",
     "Gpt",
+    "Item",
     "Listener",
     "Message",
     "Outcome",
@@ -83,6 +84,8 @@ __all__ = [
     "Run",
     "Text",
     "ToolCall",
+    "ToolEnded",
+    "ToolStarted",
     "Usage",
     "Used",
     "breaker",

@@ -166,7 +166,8 @@ def test_every_field_of_every_spec_can_be_written(tmp_path: Path) -> None:
         assert own_keys(kind) <= {*inside}
         assert tools[row["name"]].spec.tool_name == row["name"]
         for key in own_keys(kind) - {"dsn", "access_key_id", "secret_access_key", "session_token", "batch"}:
-            assert getattr(tools[row["name"]].spec, key) == inside[key], key
+            placed = str(tmp_path / inside[key]) if kind == "sqlite" and key == "path" else inside[key]
+            assert getattr(tools[row["name"]].spec, key) == placed, key
     assert common_keys("function") <= {*rows["add"]}
     written = json.loads(tools["add"].spec.model_dump_json())
     left_to_spec = {"name", "function", "type", "parameters", "return_type"}
@@ -384,3 +385,22 @@ def test_the_schema_refuses_what_is_wrong(entry: dict[str, Any]) -> None:
     published = jsonschema.Draft202012Validator(schema())
     assert not published.is_valid({"tools": [entry]})
     assert published.is_valid({"tools": [{"name": "a", "function": "m:f", "return_type": "string"}]})
+
+
+async def test_files_are_found_from_the_folder_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    sqlite3.connect(home / "x.db").close()
+    add = '{name: add, function: "tests.config.shop:add", idempotency: {ledger: true}}'
+    (home / "penstock.yaml").write_text(f"tools:\n  - {SQL}}}\n  - {add}\nstore: {{dir: kept}}\n")
+    monkeypatch.chdir(elsewhere)
+    settings = load(str(home / "penstock.yaml"), ENV)
+    tools = make_tools(settings.tools, ENV, directory=settings.store.dir)
+    assert (await tools["a"].execute({})).ok
+    assert (await tools["add"].execute({"a": 1, "b": 2}, ToolContext(idempotency_key="k"))).ok
+    await close_tools(tools.values())
+    assert (home / "kept" / "ledger.db").exists()
+    assert not list(elsewhere.iterdir())

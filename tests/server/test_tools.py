@@ -392,3 +392,25 @@ def test_the_openapi_page_describes_both_endpoints(served: Gateway) -> None:
     assert {"name", "Idempotency-Key", "X-Disconnect-Policy"} <= {one["name"] for one in described["parameters"]}
     value = described["responses"]["200"]["content"]["application/json"]["schema"]
     assert set(value["required"]) == set(call(served, "add", {"a": 1}).json())
+
+
+def test_case_3_a_call_that_is_kept_in_a_ledger_goes_on_when_its_client_leaves(served: Gateway) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{served.url}/v1/tools/slow_pay",
+            content='{"seconds": 0.5}',
+            headers={"idempotency-key": "left"},
+            timeout=0.2,
+            trust_env=False,
+        )
+    time.sleep(0.8)
+    again = call(served, "slow_pay", {"seconds": 0.5}, idempotency_key="left")
+    assert again.status_code == 200, again.text
+
+
+def test_what_a_function_raises_stands_in_the_log_with_its_place(
+    served: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert call(served, "fail", {"how": "raise"}).status_code == 502
+    [record] = [record for record in caplog.records if record.getMessage() == "the executor failed"]
+    assert record.exc_info is not None

@@ -286,3 +286,7 @@ async def test_two_tools_of_one_name_are_refused() -> None:
 
     with pytest.raises(UsageError, match="'it'"):
         await run_calls([], [one, one])
+
+
+async def test_an_answer_without_calls_has_no_answers() -> None:
+    assert await run_calls([], []) == []

@@ -32,12 +32,13 @@ _UNBUILT: dict[tuple[str, ...], tuple[str, ...]] = {
 def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, Any] | None = None) -> Settings:
     """The settings of the file at `path`, by default of `penstock.yaml` where that exists, else the defaults.
 
-    `overrides` replace keys of the section `server`, as the command line does. Raises `ConfigError`.
+    Files that it names are found from its own folder, wherever the process runs. `overrides` replace keys of the section
+    `server`, as the command line does. Raises `ConfigError`.
     """
     file = path if path is not None else DEFAULT if FilePath(DEFAULT).is_file() else None
     document = Document({}, {}) if file is None else read(_text(file), file=file, env=env)
     source = _Source(document, file or DEFAULT)
-    settings = source.validated()
+    settings = _placed(source.validated(), FilePath(file or DEFAULT).parent)
     source.refuse_doubles("models", [model.name for model in settings.models])
     source.refuse_doubles("auth.tokens", [token.name for token in settings.auth.tokens])
     source.check_addresses(settings, env)
@@ -55,6 +56,14 @@ def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, An
             raise ConfigError(problem, file=COMMAND_LINE, key="--host")
         raise source.wrong(problem, ("server", "host"))
     return settings.model_copy(update={"server": server})
+
+
+def _placed(settings: Settings, folder: FilePath) -> Settings:
+    """The settings with every file they name found from their own folder."""
+    if folder == FilePath():
+        return settings
+    store = settings.store.model_copy(update={"dir": str(folder / settings.store.dir)})
+    return settings.model_copy(update={"store": store, "tools": tuple(tool.placed(folder) for tool in settings.tools)})
 
 
 def schema() -> dict[str, Any]:

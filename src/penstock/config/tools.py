@@ -62,6 +62,13 @@ class ToolSettings(Section):
             raise ValueError(f"a tool is one of {', '.join(KINDS)}: {found}")
         return self
 
+    def placed(self, folder: Path) -> ToolSettings:
+        """The same tool with the file of its database found from a folder."""
+        path = (self.sqlite or {}).get("path")
+        if self.sqlite is None or not isinstance(path, str):
+            return self
+        return self.model_copy(update={"sqlite": {**self.sqlite, "path": str(folder / path)}})
+
     @property
     def kind(self) -> str:
         """Which of the kinds is written."""

@@ -17,7 +17,7 @@ import msgspec
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, ToolFailed
 from penstock.events import Chunks, Event, Fold, Told, Used
 from penstock.messages import Usage
 from penstock.outcome import Cancelled, Outcome
@@ -100,8 +100,9 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
         except ClientGone as gone:
             await sink.fail(gone)
         except Exception as error:  # every failure becomes the answer's honest end
-            if not isinstance(error, PenstockError):
-                _log.exception("the executor failed")
+            cause = error.__cause__ if isinstance(error, ToolFailed) else error
+            if cause is not None and not isinstance(cause, PenstockError):  # ours tell all there is to know
+                _log.error("the executor failed", exc_info=cause)
             await sink.fail(error)
 
     def _counted(self, executor: Executor[Any, Any]) -> Executor[Any, Any]:

@@ -136,6 +136,8 @@ class App:
             demand(principal, endpoint.scope)
             manner = _manner(call.headers, self._options.manner)
             work = endpoint.prepare(await call.body(self._max_body, within_s=manner.write_stall_s), call.headers)
+            if work.effects and b"x-disconnect-policy" not in call.headers:
+                manner = replace(manner, disconnect="finish")
             executor = work.find()
             if self._options.traced:
                 content = self._options.trace_content

@@ -58,6 +58,8 @@ class Work:
     describe: Describe | None
     facts: dict[str, Any] = field(default_factory=dict)
     render: Callable[[Any], bytes] | None = None
+    effects: bool = False
+    """Whether it goes on when its client leaves, unless the client says otherwise: how it ended is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,14 @@ def tool_endpoint(tools: Tools, name: str) -> Endpoint:
             text = f"no tool {name[:MOST_SHOWN]!r}: GET /v1/tools lists those you may call"
             raise NotFound(text, param="name", code="tool_not_found")
         request = ToolRequest(body, _key(headers, tool))
-        return Work(lambda: tool, request, describer(tool.spec), {"tool": name}, partial(_rendered, name))
+        return Work(
+            lambda: tool,
+            request,
+            describer(tool.spec),
+            {"tool": name},
+            partial(_rendered, name),
+            effects=tool.spec.idempotency.ledger,
+        )
 
     return Endpoint("/v1/tools/{name}", "tools", prepare)
 

@@ -46,6 +46,8 @@ async def run_calls(
     own. Raises `UsageError` for two tools of one name.
     """
     known = _by_name(tools) if isinstance(tools, Sequence) else tools
+    if not calls:
+        return []
     if run is None:
         return await execute(partial(_together, calls), known)
     return await _together(calls, known, run)
