@@ -51,6 +51,7 @@ BROAD = {
     "server/answering.py": (1, "every failure becomes the answer's honest end"),
     "server/client.py": (1, "a send that fails, with whatever error, means that nobody is there"),
     "tools/base.py": (1, "whatever a tool raises is told to the model, and never fails its siblings"),
+    "tools/db/sqlite_threads.py": (1, "carried to who waits for the answer, as the thread goes on"),
     "tools/function/process.py": (1, "carried to who waits for the function"),
     "tools/function/threads.py": (2, "carried to who waits for the function"),
     "tools/function/worker.py": (3, "carried to who waits for the function; pickling runs foreign code"),

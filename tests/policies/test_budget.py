@@ -81,10 +81,49 @@ async def test_case_16_twenty_calls_at_once_spend_the_budget_and_at_most_one_cal
 
 async def test_until_a_cost_is_known_calls_go_one_at_a_time() -> None:
     executor = budget(1000)(costs := Costs())
-    await together(executor, [0] * 5)
-    assert costs.most == 1
-    await together(executor, [10] * 20)
+    calls = [asyncio.ensure_future(execute(executor, 10)) for _ in range(20)]
+    while not costs.spent:
+        assert costs.most <= 1
+        await asyncio.sleep(0)
+    await asyncio.gather(*calls)
     assert costs.most > 10
+
+
+@pytest.mark.parametrize("failing", [True, False])
+async def test_calls_that_cost_nothing_are_made_together(*, failing: bool) -> None:
+    inside = most = 0
+
+    async def works(request: int, run: Run) -> int:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0.01)
+        inside -= 1
+        if failing:
+            raise OSError("down")
+        return request
+
+    executor = budget(1000)(works)
+    await asyncio.gather(*(execute(executor, 0) for _ in range(10)), return_exceptions=True)
+    assert most == 9
+
+
+async def test_one_that_turns_out_to_cost_something_holds_up_the_next_at_once() -> None:
+    go, shared = asyncio.Event(), budget(100)
+
+    async def waits(request: int, run: Run) -> int:
+        await run.emit(Used(usage=Usage(request, 0, request)))
+        await go.wait()
+        return request
+
+    executor = shared(costs := Costs())
+    await execute(executor, 0)
+    first = asyncio.ensure_future(execute(shared(waits), 60))
+    await asyncio.sleep(0.01)
+    await together(executor, [30] * 5)
+    assert costs.spent == 60
+    go.set()
+    assert await first == 60
 
 
 async def test_a_call_waits_while_running_ones_may_need_the_room_and_is_let_in_when_they_did_not() -> None:

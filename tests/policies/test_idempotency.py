@@ -23,6 +23,7 @@ from penstock.errors import (
     Invalid,
     LimitReached,
     PenstockError,
+    RateLimited,
     TimedOut,
     ToolFailed,
     ToolTimeout,
@@ -148,7 +149,6 @@ async def test_case_15_a_call_that_runs_elsewhere_is_a_conflict() -> None:
         Invalid("no"),
         LimitReached("no", limit="rate"),
         UsageError("no"),
-        Unavailable("no"),
         ToolFailed("no", retryable=True),
         ToolTimeout("no", retryable=True),
     ],
@@ -185,6 +185,10 @@ async def test_a_definite_failure_is_kept_and_raised_again() -> None:
         ValueError("mine"),
         TimeoutError("slow"),
         PenstockError("?"),
+        PenstockError("again", retryable=True),
+        RateLimited("later"),
+        Unavailable("down"),
+        TimedOut("silent"),
     ],
     ids=str,
 )
@@ -297,6 +301,36 @@ async def test_a_result_is_kept_for_its_time(monkeypatch: pytest.MonkeyPatch) ->
         await execute(executor, Order(ValueError("x"), "doubt"))
     now += 10_000
     assert await code_of(executor, Order(ValueError("x"), "doubt")) == "outcome_unknown"
+
+
+async def test_what_is_kept_for_long_keeps_nothing_else_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(idempotency_module, "time", lambda: now)
+    ledger, shop = MemoryLedger(), Shop()
+    long, short = once(ledger, ttl_s=600)(shop), once(ledger, ttl_s=60)(shop)
+    await execute(long, Order("tea", "long"))
+    await execute(short, Order("milk", "short"))
+    now += 60
+    assert [one.key for one in await ledger.entries("done")] == ['["local", "local", "long"]']
+    for _ in range(2):
+        await execute(long, Order("tea", "long"))
+        await execute(short, Order("milk", "short"))
+    assert shop.done == ["tea", "milk", "milk"]
+
+
+async def test_a_call_that_runs_under_an_expired_key_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(idempotency_module, "time", lambda: now)
+    ledger = MemoryLedger()
+    for key, ttl_s in (("long", 600.0), ("short", 60.0)):
+        assert await ledger.claim(key, "") is None
+        await ledger.commit(key, b"", failed=False, ttl_s=ttl_s)
+    now += 60
+    assert await ledger.claim("short", "") is None
+    now += 600
+    found = await ledger.claim("short", "")
+    assert found is not None
+    assert found.state == "running"
 
 
 class Chancy:

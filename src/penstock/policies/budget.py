@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from time import monotonic
+from types import TracebackType
 from typing import Any, TypeVar
 
 from penstock.errors import LimitReached, UsageError
@@ -24,12 +25,12 @@ def total_tokens(used: Used) -> int:
 
 
 class _Hold:
-    """The room of one running call: what it told so far, and what it is expected to cost (None: nobody knows)."""
+    """The room of one running call: what it told so far, and what it was estimated to cost (None: it was not)."""
 
-    __slots__ = ("_account", "active", "expected", "told")
+    __slots__ = ("_account", "_estimate", "active", "told")
 
-    def __init__(self, account: _Account, expected: Any) -> None:
-        self._account, self.expected = account, expected
+    def __init__(self, account: _Account, estimate: Any) -> None:
+        self._account, self._estimate = account, estimate
         self.told: Any = 0
         self.active = True
 
@@ -38,11 +39,14 @@ class _Hold:
         if isinstance(event, Used):
             self.told += (cost := self._account.cost(event))
             self._account.spend(cost)
+            if self._account.dearest is not None:
+                self._account.learn(self.told)
 
     @property
     def left(self) -> Any:
-        """What it may still cost."""
-        return max(0, self.expected - self.told)
+        """What it may still cost; None where nobody knows."""
+        expected = self._account.dearest if self._estimate is None else self._estimate
+        return None if expected is None else max(0, expected - self.told)
 
 
 class _Account:
@@ -54,12 +58,12 @@ class _Account:
     def __init__(self, amount: Any, cost: Callable[[Used], Any], window_s: float | None) -> None:
         self._amount, self.cost, self._window_s = amount, cost, window_s
         self._spent: Any = 0
-        self._dearest: Any = None
+        self.dearest: Any = None
         self._until: float | None = None
         self._running: set[_Hold] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def enter(self, expected: Any) -> _Hold:
+    async def enter(self, estimate: Any) -> _Hold:
         """Wait until there is room for a call; raises `LimitReached` when all is spent."""
         waited = False
         while True:
@@ -68,18 +72,22 @@ class _Account:
                 break
             await self._turn(first=waited)
             waited = True
-        hold = _Hold(self, self._dearest if expected is None else expected)
+        hold = _Hold(self, estimate)
         self._running.add(hold)
         self._wake()
         return hold
 
-    def leave(self, hold: _Hold, *, finished: bool) -> None:
-        """Give back the room that a call did not need."""
+    def leave(self, hold: _Hold, *, ended: bool) -> None:
+        """Give back the room that a call did not need; one that did not end by itself does not say what one costs."""
         hold.active = False
         self._running.discard(hold)
-        if hold.told and (finished or self._dearest is not None):
-            self._dearest = max(hold.told, self._dearest or 0)
+        if ended:
+            self.learn(hold.told)
         self._wake()
+
+    def learn(self, told: Any) -> None:
+        """Take in that a call costs as much as this."""
+        self.dearest = max(told, self.dearest or 0)
 
     def check(self) -> None:
         """Raise `LimitReached` when all is spent."""
@@ -97,9 +105,8 @@ class _Account:
             self._wake()
 
     def _full(self) -> bool:
-        if any(hold.expected is None for hold in self._running):
-            return True
-        return bool(self._spent + sum(hold.left for hold in self._running) >= self._amount)
+        reserved = [hold.left for hold in self._running]
+        return None in reserved or bool(self._spent + sum(reserved) >= self._amount)
 
     def _roll(self) -> float | None:
         """Begin the next window where it is time; seconds until the one after it."""
@@ -128,6 +135,23 @@ class _Account:
                 return
 
 
+class _Counted:
+    """A call while it runs; leaving it gives its room back."""
+
+    __slots__ = ("_account", "_hold")
+
+    def __init__(self, account: _Account, hold: _Hold) -> None:
+        self._account, self._hold = account, hold
+
+    def __enter__(self) -> None:
+        """Nothing to do: the call was let in."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._account.leave(self._hold, ended=error is None or isinstance(error, Exception))
+
+
 def budget(
     amount: Any,
     *,
@@ -137,10 +161,12 @@ def budget(
 ) -> Policy:
     """Refuse calls with `LimitReached(limit="budget")` once `amount` is spent; `cost` says what a `Used` costs.
 
-    Each call reserves what it is expected to cost: `estimate(request)`, else as much as the dearest so far, and while
-    none is known calls go one at a time. A call for which the running ones leave no room waits for one of them to end,
-    so that the spend exceeds the amount by one call at most where none costs more than expected. What was told counts,
-    however a call ends; a refused one costs nothing. A call inside another one of the same budget counts with that.
+    Each call reserves what it is expected to cost: `estimate(request)`, else as much as the dearest so far, and until
+    one has ended calls go one at a time. A call for which the running ones leave no room waits for one of them to end,
+    so that the spend exceeds the amount by one call at most where none costs more than expected. While all that ended
+    were free, or failed before they told what they used, the next ones are expected to be free, too, and go together:
+    give `estimate` where that may be wrong. What was told counts, however a call ends; a refused one costs nothing. A
+    call inside another one of the same budget counts with that.
 
     Numbers may be int, float or Decimal, of one kind. After `window_s` seconds the spend begins again at 0. Executors
     that are given the same policy share it. Raises `UsageError` for an amount or a time of 0.
@@ -157,13 +183,8 @@ def budget(
                 return await executor(request, run)
             hold = await account.enter(None if estimate is None else estimate(request))
             outer.set(hold)  # never reset: a hold that is not active any more means nothing
-            finished = False
-            try:
-                result = await executor(request, run.listening(hold.count))
-                finished = True
-                return result
-            finally:
-                account.leave(hold, finished=finished)
+            with _Counted(account, hold):
+                return await executor(request, run.listening(hold.count))
 
         return call
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
+from math import inf
 from time import time
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar
@@ -25,6 +26,7 @@ from penstock.errors import (
     LimitReached,
     PenstockError,
     RequestError,
+    ToolError,
     ToolFailed,
     Unauthorized,
     UsageError,
@@ -85,8 +87,10 @@ class MemoryLedger:
     async def claim(self, key: str, fingerprint: str) -> Entry | None:
         """Take a key, unless it has an entry."""
         self._drop_expired()
-        if (found := self._entries.get(key)) is not None:
+        found = self._entries.get(key)
+        if found is not None and self._expires.get(key, inf) > time():
             return found
+        self._expires.pop(key, None)
         self._put(key, fingerprint, "running")
         return None
 
@@ -105,8 +109,8 @@ class MemoryLedger:
 
     async def entries(self, state: State) -> list[Entry]:
         """The entries in a state."""
-        self._drop_expired()
-        return [entry for entry in self._entries.values() if entry.state == state]
+        now = time()
+        return [one for key, one in self._entries.items() if one.state == state and self._expires.get(key, inf) > now]
 
     async def forget(self, key: str) -> bool:
         """Drop an entry, so that its key may be used again; False where there is none, or its call is running."""
@@ -121,7 +125,7 @@ class MemoryLedger:
         self._entries[key] = Entry(key, fingerprint, state, time(), value)
 
     def _drop_expired(self) -> None:
-        """Look at the oldest: they were put in the order of their commits."""
+        """Look at the oldest, in the order of their commits; behind one that lasts longer some may be left."""
         now = time()
         while self._expires and self._expires[first := next(iter(self._expires))] <= now:
             del self._expires[first], self._entries[first]
@@ -144,8 +148,13 @@ def fingerprint_of(request: object) -> str:
 
 
 def did_nothing(error: PenstockError) -> bool:
-    """Whether an error says that the call did nothing, or that it may be repeated."""
-    return error.retryable or isinstance(error, HARMLESS)
+    """Whether an error says that the call did nothing, or, of a tool's own, that it may be repeated.
+
+    That a service which the call asked would take the same request again says nothing about what the call had done
+    before, so that a `Transient` error leaves it in doubt. Where the call is one to an LLM and nothing else,
+    pass `harmless=lambda error: error.retryable or did_nothing(error)`.
+    """
+    return isinstance(error, HARMLESS) or (isinstance(error, ToolError) and error.retryable)
 
 
 class _Failure(msgspec.Struct, frozen=True):

@@ -95,6 +95,12 @@ async def test_row_b10_put_get_update_delete(table: Table) -> None:
     assert gone.content is None
 
 
+async def test_row_b10_a_delete_tells_whether_there_was_an_item(table: Table) -> None:
+    await table.fill(1)
+    delete = table.tool("delete", key=BOTH)
+    assert [(await delete.execute({"id": "a", "n": 0})).content for _ in range(2)] == [{"affected": 1}, {"affected": 0}]
+
+
 async def test_row_b10_query_and_scan_read_every_page(table: Table) -> None:
     await table.fill(12)
     odd = {"filter": "odd = :x"}

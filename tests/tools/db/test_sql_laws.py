@@ -247,3 +247,14 @@ def test_each_event_loop_has_its_own_connections(shop: Shop) -> None:
         return (await tool.execute({"id": 3})).content["id"]
 
     assert [asyncio.run(ask()) for _ in range(3)] == [3, 3, 3]
+
+
+async def test_row_b10_a_write_that_returns_gives_its_rows(shop: Shop) -> None:
+    insert = "INSERT INTO item (id, name) VALUES (:id, 'new') RETURNING id, name"
+    tool = shop.tool(insert, {"id": "integer"}, read_only=False)
+    result = await tool.execute({"id": 20_001})
+    assert result.content == [{"id": 20_001, "name": "new"}], result.error
+    await tool.aclose()
+    remove = shop.tool("DELETE FROM item WHERE id = 20001", read_only=False)
+    assert (await remove.execute({})).content == {"affected": 1}
+    await remove.aclose()

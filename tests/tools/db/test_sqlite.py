@@ -218,10 +218,62 @@ async def test_returning_gives_rows_and_counts_them(path: Path) -> None:
     statement = "INSERT INTO t VALUES (:n, NULL), (:n + 1, NULL) RETURNING n"
     rows = tool(path, statement, read_only=False, fetch="all", parameters={"n": "integer"})
     assert (await rows.execute({"n": 10})).content == [{"n": 10}, {"n": 11}]
-    count = tool(path, statement, read_only=False, parameters={"n": "integer"})
+    count = tool(path, statement, read_only=False, fetch="affected", parameters={"n": "integer"})
     assert (await count.execute({"n": 20})).content == {"affected": 2}
     await rows.aclose()
     await count.aclose()
+
+
+@pytest.mark.parametrize("fetch", [{"fetch": "one"}, {"fetch": "all", "max_rows": 1}, {"fetch": "affected"}])
+async def test_a_write_that_was_rolled_back_is_never_told_as_done(path: Path, fetch: dict[str, object]) -> None:
+    executor = tool(
+        path, "INSERT INTO t VALUES (7, 1), (8, 1), (9, 1) RETURNING n", read_only=False, lock_wait_s=0.05, **fetch
+    )
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute(READ).fetchone()
+    error = (await executor.execute({})).error
+    assert error is not None
+    assert (error.code, error.retryable) == ("database_locked", True)
+    reader.execute("COMMIT")
+    assert reader.execute(READ).fetchall() == [(1,)]
+    result = await executor.execute({})
+    assert result.content in ({"n": 7}, [{"n": 7}], {"affected": 3})
+    assert bool(result.warnings) is ("max_rows" in fetch)
+    assert len(reader.execute(READ).fetchall()) == 4
+    reader.close()
+    await executor.aclose()
+
+
+async def test_a_statement_that_needs_too_much_memory_leaves_its_thread_at_work(path: Path) -> None:
+    executor = tool(path, "SELECT CASE WHEN :much THEN take_all() ELSE 5 END AS n", parameters={"much": "boolean"})
+    connect = executor._connect
+
+    def greedy() -> sqlite3.Connection:
+        connection = connect()
+        connection.create_function("take_all", 0, take_all)
+        return connection
+
+    def take_all() -> None:
+        raise MemoryError  # which sqlite3 passes on as SQLITE_NOMEM
+
+    executor._threads._connect = greedy
+    for _ in range(2):
+        error = (await asyncio.wait_for(executor.execute({"much": True}), 2)).error
+        assert error is not None
+        assert (error.code, error.retryable) == ("out_of_resources", False)
+        assert (await asyncio.wait_for(executor.execute({"much": False}), 2)).content == [{"n": 5}]
+    await asyncio.wait_for(executor.aclose(), 2)
+
+
+async def test_case_24_a_file_that_is_named_like_a_pragma_is_another_file(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    executor = tool(path, "VACUUM INTO :to", read_only=False, parameters={"to": "string"})
+    assert (await executor.execute({"to": "table_info"})).error is not None
+    await executor.aclose()
+    assert not (tmp_path / "table_info").exists()
 
 
 def test_every_code_of_sqlite_is_translated() -> None:

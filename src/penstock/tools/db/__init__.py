@@ -1,8 +1,8 @@
 """Database tools: declared statements and operations on SQLite, PostgreSQL, MySQL and DynamoDB."""
 
+from penstock.net.loops import PerLoop
 from penstock.tools.db.base import BaseDbExecutor
 from penstock.tools.db.dynamodb import DynamoDBExecutor
-from penstock.tools.db.loops import PerLoop
 from penstock.tools.db.mysql import MySqlExecutor
 from penstock.tools.db.postgresql import PostgreSqlExecutor
 from penstock.tools.db.spec import (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from importlib import import_module
+from inspect import iscoroutine
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +30,10 @@ class BaseDbExecutor(BaseToolExecutor[Spec]):
     `self.variable(name)` is one of the environment.
     """
 
+    _raised: tuple[type[BaseException], ...] = ()
+    """What the driver raises: told as `_failures` translates it."""
+    _failures: Failures
+
     def __init__(self, spec: Spec, *, env: Mapping[str, str] | None = None, **options: Any) -> None:
         self.variable = variables(env)
         super().__init__(spec, **options)
@@ -42,7 +48,24 @@ class BaseDbExecutor(BaseToolExecutor[Spec]):
         raise UsageError(f"{type(self).__name__} asks nothing: define _execute_db_operation")
 
     def _operate(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Hook:
-        return self._execute_db_operation(args, ctx, timeout)
+        answer = self._execute_db_operation(args, ctx, timeout)
+        return self._told(answer) if self._raised and iscoroutine(answer) else answer
+
+    async def _told(self, answer: Awaitable[Any]) -> Any:
+        try:
+            return await answer
+        except self._raised as error:
+            failure = self._failures.of(error)
+        raise failure  # from here, so that the driver's own words, with secrets in them, are not its context
+
+
+@contextmanager
+def sent() -> Generator[None, None, None]:
+    """Within it a network that breaks is an `EOFError`: what was sent may have been done."""
+    try:
+        yield
+    except OSError as error:
+        raise EOFError(str(error) or type(error).__name__) from error
 
 
 def bounded(rows: list[Any], limit: int) -> ToolResult | list[Any]:

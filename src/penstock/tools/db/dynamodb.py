@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache, partial
+from socket import gaierror
 from typing import Any
 
 from penstock.errors import BadArguments, ToolError
+from penstock.net.loops import PerLoop
 from penstock.tools.db.base import BaseDbExecutor, Failures, bounded, driver_module, failed, revealed
 from penstock.tools.db.dynamodb_values import ABSENT, attributes, filled, wired
-from penstock.tools.db.loops import PerLoop
 from penstock.tools.db.spec import ARGUMENT, DynamoDbToolSpec
 from penstock.tools.result import ToolContext
 
@@ -50,9 +51,12 @@ class DynamoDBExecutor(BaseDbExecutor[DynamoDbToolSpec]):
     what `retry` in the spec is for.
     """
 
+    speaks = False
+
     def __init__(self, spec: DynamoDbToolSpec, **options: Any) -> None:
         super().__init__(spec, **options)
-        self._boto = driver_module("botocore.exceptions", extra="dynamodb")
+        boto = driver_module("botocore.exceptions", extra="dynamodb")
+        self._raised = (boto.BotoCoreError, boto.ClientError, OSError, ValueError)
         given = {"aws_access_key_id": spec.access_key_id, "aws_secret_access_key": spec.secret_access_key}
         given["aws_session_token"] = spec.session_token
         self._keys = {name: revealed(secret, self.variable) for name, secret in given.items() if secret is not None}
@@ -60,19 +64,9 @@ class DynamoDBExecutor(BaseDbExecutor[DynamoDbToolSpec]):
         self._failures = Failures(partial(translated, safe=self.safe), self._keys.values())
         self._request, self._bound = _fixed(spec), _bound(spec)
 
-    @property
-    def speaks(self) -> bool:
-        """Whether a call may tell events: it tells none."""
-        return False
-
     async def _execute_db_operation(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Any:
-        boto = self._boto
-        try:
-            request = self._filled(args)
-            return await self._ask(await self._client.get(), request)
-        except (boto.BotoCoreError, boto.ClientError, OSError, ValueError) as error:
-            failure = self._failures.of(error)
-        raise failure
+        request = self._filled(args)
+        return await self._ask(await self._client.get(), request)
 
     async def aclose(self) -> None:
         """Close this loop's client; the next call opens a new one."""
@@ -109,9 +103,9 @@ class DynamoDBExecutor(BaseDbExecutor[DynamoDbToolSpec]):
                 return await self._pages(client.scan, request)
 
     def _written(self, answer: Mapping[str, Any]) -> Any:
-        if self.spec.returns == "none":
-            return {"affected": 1}
         found = answer.get("Attributes")
+        if self.spec.returns == "none":
+            return {"affected": 0 if self.spec.operation == "delete" and found is None else 1}
         return None if found is None else attributes(found)
 
     async def _pages(self, read: Any, request: dict[str, Any]) -> Any:
@@ -168,7 +162,9 @@ def _fixed(spec: DynamoDbToolSpec) -> dict[str, Any]:
     request = {name: value for name, value in found.items() if value}
     if spec.descending:
         request["ScanIndexForward"] = False
-    if spec.returns != "none":
+    if spec.operation == "delete":
+        request["ReturnValues"] = RETURNED["old"]  # else nothing tells whether there was such an item
+    elif spec.returns != "none":
         request["ReturnValues"] = RETURNED[spec.returns]
     return request
 
@@ -184,6 +180,14 @@ def _bound(spec: DynamoDbToolSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*keys, *_used(spec)]))
 
 
+def _not_connected(error: Any) -> bool:
+    """Whether nothing was sent: botocore's `EndpointConnectionError` is also what a reset after the request becomes."""
+    if not isinstance(error, driver_module("botocore.exceptions", extra="dynamodb").EndpointConnectionError):
+        return False
+    connector = driver_module("aiohttp", extra="dynamodb").ClientConnectorError
+    return isinstance(error.kwargs.get("error"), connector | gaierror)
+
+
 def translated(error: Any, *, safe: bool) -> ToolError:
     """The tool error that an error of botocore or of the network means."""
     boto = driver_module("botocore.exceptions", extra="dynamodb")
@@ -195,9 +199,9 @@ def translated(error: Any, *, safe: bool) -> ToolError:
         return failed(f"DynamoDB: {said.get('Message') or name}", code, retryable=retryable, reason=name)
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.NoRegionError):
         return failed(f"DynamoDB cannot be asked: {error}", "not_configured")
-    if isinstance(error, boto.EndpointConnectionError | boto.ConnectTimeoutError):
+    if isinstance(error, boto.ConnectTimeoutError) or _not_connected(error):
         return failed(f"DynamoDB cannot be reached: {error}", "unavailable", retryable=True)
-    if isinstance(error, boto.HTTPClientError | OSError):
+    if isinstance(error, boto.HTTPClientError | boto.EndpointConnectionError | OSError):
         return failed(f"DynamoDB did not answer: {error}", "connection_lost", retryable=safe)
     if isinstance(error, ValueError):
         return failed(f"DynamoDB cannot take this value: {error}", "invalid_value")

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from penstock.errors import ToolError, ToolTimeout, UsageError
-from penstock.tools.db.base import BaseDbExecutor, Failures, driver_module, failed, password_of, revealed, shaped
-from penstock.tools.db.loops import PerLoop
+from penstock.net.loops import PerLoop
+from penstock.tools.db.base import BaseDbExecutor, Failures, driver_module, failed, password_of, revealed, sent, shaped
 from penstock.tools.db.spec import MySqlToolSpec
 from penstock.tools.db.statement import read_statement
 from penstock.tools.db.values import bound, rows_of
@@ -55,9 +55,12 @@ class MySqlExecutor(BaseDbExecutor[MySqlToolSpec]):
     stops a statement at the tool's time limit (MySQL: those that read), and at a cancel because it is told to.
     """
 
+    speaks = False
+
     def __init__(self, spec: MySqlToolSpec, **options: Any) -> None:
         super().__init__(spec, **options)
         self._asyncmy = driver_module("asyncmy", extra="mysql")
+        self._raised = (self._asyncmy.errors.MySQLError, OSError, EOFError, ValueError)
         dsn = revealed(spec.dsn, self.variable)
         secrets = password_of(dsn)
         self._address = address_of(dsn)
@@ -65,19 +68,10 @@ class MySqlExecutor(BaseDbExecutor[MySqlToolSpec]):
         self._pool = PerLoop(self._open, _Connections.aclose)
         self._failures = Failures(partial(translated, safe=self.safe), secrets)
 
-    @property
-    def speaks(self) -> bool:
-        """Whether a call may tell events: it tells none."""
-        return False
-
     async def _execute_db_operation(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Any:
         values = [bound(args.get(name)) for name in self._names]
-        try:
-            connections = await self._pool.get()
-            return await connections.ask(values)
-        except (self._asyncmy.errors.MySQLError, OSError, EOFError, ValueError) as error:
-            failure = self._failures.of(error)
-        raise failure
+        connections = await self._pool.get()
+        return await connections.ask(values)
 
     async def aclose(self) -> None:
         """Close this loop's connections; the next call opens new ones."""
@@ -116,7 +110,8 @@ class _Connections:
         async with self._room:
             session, ended = await self._take(), False
             try:
-                answer = await self._run(session, values)
+                with sent():
+                    answer = await self._run(session, values)
                 ended = True
             finally:
                 self._settle(session, ended=ended)

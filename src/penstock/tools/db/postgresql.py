@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,15 +13,16 @@ import msgspec
 from pydantic_core import to_json
 
 from penstock.errors import ToolError, ToolTimeout, UsageError
-from penstock.tools.db.base import BaseDbExecutor, Failures, driver_module, failed, password_of, revealed, shaped
-from penstock.tools.db.loops import PerLoop
+from penstock.net.loops import PerLoop
+from penstock.tools.db.base import BaseDbExecutor, Failures, driver_module, failed, password_of, revealed, sent, shaped
 from penstock.tools.db.spec import PostgreSqlToolSpec
 from penstock.tools.db.statement import Statement, read_statement
 from penstock.tools.db.values import rows_of
 from penstock.tools.result import ToolContext
 
 CONNECT_S = 10.0
-RELEASE_S = 2.0
+RELEASE_S = 0.5
+CLOSE_S = 2.0
 WRAPPED = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 AS_TEXT = ("date", "time", "timetz", "interval")
 RETRYABLE = frozenset({"conflict", "database_locked", "too_many_connections", "unavailable"})
@@ -38,6 +40,7 @@ STATES: Mapping[str, str] = {
     "39": "function_failed",
     "3D": "missing_database",
     "40": "conflict",
+    "40003": "connection_lost",
     "42": "bad_statement",
     "42501": "permission_denied",
     "42601": "syntax_error",
@@ -64,9 +67,12 @@ class PostgreSqlExecutor(BaseDbExecutor[PostgreSqlToolSpec]):
     tool's time limit by itself, and at a cancel because it is told to.
     """
 
+    speaks = False
+
     def __init__(self, spec: PostgreSqlToolSpec, **options: Any) -> None:
         super().__init__(spec, **options)
-        self._asyncpg = driver_module("asyncpg", extra="postgresql")
+        self._asyncpg = pg = driver_module("asyncpg", extra="postgresql")
+        self._raised = (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError, EOFError, ValueError)
         self._dsn = revealed(spec.dsn, self.variable)
         if not self._dsn.startswith(("postgresql://", "postgres://")):
             raise UsageError("the dsn is no address of PostgreSQL: write postgresql://user:password@host:port/database")
@@ -75,24 +81,17 @@ class PostgreSqlExecutor(BaseDbExecutor[PostgreSqlToolSpec]):
         self._pool = PerLoop(self._open, _close)
         self._failures = Failures(partial(translated, safe=self.safe), password_of(self._dsn))
 
-    @property
-    def speaks(self) -> bool:
-        """Whether a call may tell events: it tells none."""
-        return False
-
     async def _execute_db_operation(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Any:
-        pg = self._asyncpg
         values = [args.get(name) for name in self._names]
+        pool = await self._pool.get()
+        connection = await pool.acquire()
         try:
-            pool = await self._pool.get()
-            connection = await pool.acquire()
-            try:
+            with sent():
                 return await self._ask(connection, values)
-            finally:
+        finally:
+            # Where the server is gone, or takes its time, asyncpg has terminated it: that changes no call's end.
+            with suppress(OSError, self._asyncpg.PostgresError, self._asyncpg.InterfaceError):
                 await pool.release(connection, timeout=RELEASE_S)
-        except (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError, ValueError) as error:
-            failure = self._failures.of(error)
-        raise failure
 
     async def aclose(self) -> None:
         """Close this loop's pool; the next call opens a new one."""
@@ -134,7 +133,7 @@ class PostgreSqlExecutor(BaseDbExecutor[PostgreSqlToolSpec]):
 
 async def _close(pool: Any) -> None:
     try:
-        async with asyncio.timeout(RELEASE_S):
+        async with asyncio.timeout(CLOSE_S):
             await pool.close()
     except TimeoutError:
         pool.terminate()
@@ -201,5 +200,5 @@ def translated(error: Any, *, safe: bool) -> ToolError:
         return failed(f"PostgreSQL cannot take this value: {error}", "invalid_value")
     if isinstance(error, OSError):
         return failed(f"PostgreSQL cannot be reached: {error}", "unavailable", retryable=True)
-    kind = "connection_lost" if isinstance(error, pg.InterfaceError) else "database_error"
+    kind = "connection_lost" if isinstance(error, pg.InterfaceError | EOFError) else "database_error"
     return failed(f"PostgreSQL: {error}", kind, retryable=safe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_validator
@@ -42,39 +43,30 @@ class DbToolSpec(ToolSpec):
     read_only: bool = True
     max_rows: Count = 1000
 
-    @property
-    def parameter_names(self) -> frozenset[str]:
-        """What a call may bind."""
-        if isinstance(self.parameters, dict):
-            return frozenset(self.parameters.get("properties") or ())
-        return frozenset(parameter.name for parameter in self.parameters or ())
-
-    def _require_declared(self, names: Iterator[str]) -> None:
-        if unknown := sorted(set(names) - self.parameter_names):
-            listed = ", ".join(map(repr, sorted(self.parameter_names))) or "none"
-            raise ValueError(f"no parameter is called {', '.join(map(repr, unknown))}; parameters are {listed}")
-
 
 class SqlToolSpec(DbToolSpec):
     """One SQL statement with `:name` for its parameters; an optional one that a call leaves out is NULL.
 
     `fetch` says what comes back: all rows as objects, the first row or None, or {"affected": n}; by default the rows of
-    what reads, and the count of what writes.
+    what reads or says RETURNING, and the count of what writes.
     """
 
     dialect: ClassVar[Dialect]
     statement: str
     fetch: Fetch | None = None
 
-    @property
+    @cached_property
     def fetches(self) -> Fetch:
         """What comes back."""
-        return self.fetch or ("all" if self.read_only else "affected")
+        if self.fetch is not None:
+            return self.fetch
+        gives = self.read_only or "RETURNING" in read_statement(self.statement, self.dialect).words
+        return "all" if gives else "affected"
 
     @model_validator(mode="after")
     def _bindable(self) -> Self:
         statement = read_statement(self.statement, self.dialect)
-        self._require_declared(iter(statement.names))
+        self.require_declared(statement.names)
         if self.read_only and not statement.reads:
             raise ValueError(f"{statement.kind} does not only read: write read_only: false where it is meant to write")
         if self.read_only and statement.words & {"OUTFILE", "DUMPFILE"}:
@@ -169,7 +161,7 @@ class DynamoDbToolSpec(DbToolSpec):
         if self.operation in ("put", "delete") and self.returns == "new":
             raise ValueError(f"{self.operation} returns old attributes only")
         used = {*arguments_in([self.key, self.item]), *ARGUMENT.findall(" ".join(self.expressions))}
-        self._require_declared(iter(used - set(self.constants)))
+        self.require_declared(used - set(self.constants))
         return self
 
     @property

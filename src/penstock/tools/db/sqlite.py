@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ class SqliteExecutor(BaseDbExecutor[SqliteToolSpec]):
     that set something are refused; so are, for writing tools too, other files and extensions.
     """
 
+    speaks = False
+    _raised = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, OSError, MemoryError)
+
     def __init__(self, spec: SqliteToolSpec, **options: Any) -> None:
         super().__init__(spec, **options)
         statement = read_statement(spec.statement, "sqlite")
@@ -59,18 +63,9 @@ class SqliteExecutor(BaseDbExecutor[SqliteToolSpec]):
         self._threads = SqliteThreads(self._connect, self._run, most=spec.pool_size if spec.read_only else 1)
         self._failures = Failures(translated)
 
-    @property
-    def speaks(self) -> bool:
-        """Whether a call may tell events: it tells none."""
-        return False
-
     async def _execute_db_operation(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Any:
         values = [bound(args.get(name)) for name in self._names]
-        try:
-            return await self._threads.ask(values, timeout)
-        except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, OSError) as error:
-            failure = self._failures.of(error)
-        raise failure
+        return await self._threads.ask(values, timeout)
 
     async def aclose(self) -> None:
         """Close the connections; the next call opens new ones."""
@@ -92,6 +87,8 @@ class SqliteExecutor(BaseDbExecutor[SqliteToolSpec]):
                 cursor.fetchall()  # a statement with RETURNING counts as it is read
                 return {"affected": max(0, cursor.rowcount)}
             rows = cursor.fetchmany(1 if self.spec.fetches == "one" else self.spec.max_rows + 1)
+            if not self.spec.read_only:
+                deque(cursor, maxlen=0)  # a write is committed with its last row: only here its failure is told
             names = [column[0] for column in cursor.description or ()]
         finally:
             cursor.close()  # ends the statement, and with it the lock of one that was not read to its end
@@ -100,12 +97,15 @@ class SqliteExecutor(BaseDbExecutor[SqliteToolSpec]):
 
 def _stays_inside(action: int, first: str | None, second: str | None, *_: str | None) -> int:
     """Whether a statement may be prepared that does this: not one that reaches another file, or changes a setting."""
-    reaches_out = (action in NEVER and first not in PRAGMAS) or second == "load_extension"
+    tells = action == sqlite3.SQLITE_PRAGMA and first in PRAGMAS
+    reaches_out = (action in NEVER and not tells) or second == "load_extension"
     return sqlite3.SQLITE_DENY if reaches_out else sqlite3.SQLITE_OK
 
 
 def translated(error: BaseException) -> ToolError:
     """The tool error that an error of sqlite3 means."""
+    if isinstance(error, MemoryError):
+        return failed("SQLite has not the memory that this statement needs", "out_of_resources")
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:  # raised by the module, not by SQLite: a value that it cannot hold
         return failed(f"SQLite cannot take this value: {error}", "invalid_value")

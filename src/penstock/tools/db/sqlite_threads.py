@@ -112,7 +112,7 @@ class SqliteThreads:
                         connection = self._connect()
                         connection.set_progress_handler(stop, LOOK_EVERY)
                     value = self._work(connection, running.values)
-                except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, OSError) as raised:
+                except BaseException as raised:  # carried to who waits for it, or the thread would be lost for good
                     error = raised
                 running.settle(value, error)
             self._served += 1
