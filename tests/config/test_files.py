@@ -85,7 +85,9 @@ def test_the_file_of_the_working_directory_is_found(tmp_path: Path, monkeypatch:
 
 
 def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
-    assert load(written(tmp_path, "# nothing yet\n"), {}) == Settings()
+    settings = load(written(tmp_path, "# nothing yet\n"), {})
+    assert settings.store.dir == str(tmp_path / Settings().store.dir)
+    assert settings.model_copy(update={"store": Settings().store}) == Settings()
 
 
 # Each row: the file, the line, the key, and words that the message must hold.

@@ -305,11 +305,11 @@ async def test_no_more_idle_connections_are_kept_than_the_most() -> None:
 
 
 def test_an_event_loop_that_has_ended_is_let_go(upstream: Upstream) -> None:
-    llm, before = Gpt(model="m", api_key="k", base_url=upstream.base_url), len(_pools)
+    llm, before = Gpt(model="m", api_key="k", base_url=upstream.base_url), len(_pools._held)
     for _ in range(20):
         asyncio.run(execute(llm, ASK))
     gc.collect()
-    assert len(_pools) == before
+    assert len(_pools._held) == before
 
 
 def test_the_pool_is_closed_with_its_event_loop(upstream: Upstream) -> None:

@@ -171,10 +171,10 @@ def test_sessions_end_with_their_loop() -> None:
                 await answer.read()
             return shared
 
-    known = len(_sessions)
+    known = len(_sessions._held)
     assert asyncio.run(use()).closed
     gc.collect()
-    assert len(_sessions) == known
+    assert len(_sessions._held) == known
 
 
 def test_importing_the_way_out_does_not_import_the_client() -> None:

@@ -18,8 +18,8 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from penstock.errors import BadArguments, ToolFailed
-from penstock.tools.arguments import Arguments, value_check
-from penstock.tools.parameters import StringParameter, read_parameters
+from penstock.tools.arguments.parameters import StringParameter, read_parameters
+from penstock.tools.arguments.parsing import Arguments, value_check
 
 
 class Address(BaseModel):

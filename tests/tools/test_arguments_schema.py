@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from penstock.errors import BadArguments, UsageError
-from penstock.tools.arguments import Arguments
+from penstock.tools.arguments.parsing import Arguments
 
 POINT = {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": "integer", "default": 7}}}
 TREE: dict[str, Any] = {

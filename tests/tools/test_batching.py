@@ -378,3 +378,11 @@ async def test_row_b11_a_full_batch_leaves_no_timer_behind() -> None:
     assert all(result.ok for result in await each(tool, [1, 2]))
     await asyncio.sleep(0.04)
     assert complaints == []
+
+
+def test_a_list_of_nobody_knows_what_is_refused() -> None:
+    async def untold(items: list[Any]) -> list[Any]:
+        return items
+
+    with pytest.raises(UsageError, match="needs parameters"):
+        batching(untold, parameters=None)

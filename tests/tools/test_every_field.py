@@ -23,8 +23,7 @@ from penstock.tools import (
     SqliteToolSpec,
     ToolExample,
 )
-from penstock.tools.function import BatchSpec
-from penstock.tools.parameters import (
+from penstock.tools.arguments.parameters import (
     ArrayParameter,
     BooleanParameter,
     IntegerParameter,
@@ -33,6 +32,7 @@ from penstock.tools.parameters import (
     OneOfParameter,
     StringParameter,
 )
+from penstock.tools.function import BatchSpec
 from penstock.tools.spec import ToolSpec
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -350,3 +350,75 @@ def test_row_b6_a_decorated_function_is_a_tool() -> None:
 
     assert (original.name, original.description, original.spec.timeout_s) == ("renamed", "Say what it does.", 3)
     assert isinstance(tool(typed), FunctionToolExecutor)
+
+
+class Shop:
+    def price(self, item: str) -> str:
+        return f"{item} for 1"
+
+    @classmethod
+    def open(cls, day: str) -> str:
+        return f"{cls.__name__} on {day}"
+
+    @staticmethod
+    def close(day: str) -> str:
+        return day
+
+
+@pytest.mark.parametrize("fields", [{}, {"parameters": {"item": "string"}}, {"run_in": "process"}])
+def test_row_b6_a_method_without_its_object_is_refused_and_told_how(fields: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"'Shop.price' is a method without its object: .* tool\(obj.price\)"):
+        tool(**fields)(Shop.price)
+    with pytest.raises(UsageError, match=r"'Local.ask' is a method without"):
+
+        class Local:
+            @tool
+            async def ask(self, question: str) -> str:
+                return question
+
+
+async def test_row_b6_a_method_of_an_object_or_a_class_is_a_tool() -> None:
+    assert (await tool(Shop().price).execute({"item": "tea"})).content == "tea for 1"
+    assert (await tool(Shop.open).execute({"day": "Monday"})).content == "Shop on Monday"
+    assert (await tool(Shop.close).execute({"day": "Monday"})).content == "Monday"
+
+
+async def test_row_b6_a_context_is_known_by_whatever_name_it_has() -> None:
+    Context: TypeAlias = ToolContext  # a name that only this place knows
+
+    @tool
+    async def ask(question: str, about: Context | None) -> str:
+        return f"{question}: {who(about)}"
+
+    assert list(ask.arguments.schema["properties"]) == ["question"]
+    assert (await ask.execute({"question": "who"}, ALICE)).content == "who: alice"
+
+
+@pytest.mark.parametrize("error", [ConnectionError("reset"), TimeoutError("late"), OSError(5, "broken")])
+@pytest.mark.parametrize("safe", [True, False])
+async def test_row_b7_what_the_network_does_is_tried_again_where_that_is_safe(error: OSError, safe: bool) -> None:
+    calls: list[str] = []
+
+    @tool(retry={"attempts": 3, "base_s": 0.001}, idempotency={"safe": safe})
+    async def ask() -> str:
+        calls.append("ask")
+        if len(calls) < 3:
+            raise error
+        return "answer"
+
+    result = await ask.execute({})
+    assert len(calls) == (3 if safe else 1)
+    assert result.ok is safe
+    assert safe or (result.error is not None and result.error.details == {"type": type(error).__name__})
+
+
+def test_an_async_function_is_not_promised_a_process() -> None:
+    async def busy() -> None:
+        return None
+
+    with pytest.raises(UsageError, match="plain function"):
+        tool(run_in="process")(busy)
+
+
+def test_the_decorator_takes_the_name_as_the_spec_does() -> None:
+    assert tool(tool_name="other")(functions.double).name == "other"

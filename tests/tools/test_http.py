@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +17,7 @@ from penstock.errors import UsageError
 from penstock.net import open_session
 from penstock.run import execute
 from penstock.tools.http import BaseHttpExecutor, HttpToolExecutor
-from penstock.tools.http.answer import MAX_ERROR
+from penstock.tools.http.answer import CHARSET, MAX_ERROR, decoded
 from penstock.tools.http.spec import HttpToolSpec
 from penstock.tools.result import ToolFault, ToolRequest
 from tests.rig.hostile import Hostile, Names, Seen, bomb, endless, hostile, said, silence, to
@@ -97,6 +99,24 @@ async def test_row_b9_an_answer_becomes_a_value(case: str) -> None:
     async with hostile({"*": answer}) as served:
         result = await tool(served, **fields).execute({})
     assert (result.content, result.error, result.warnings) == (value, None, ())
+
+
+SLOW = random.Random(1).randbytes(50_000).hex().encode()
+CHARSETS = ["utf-8", "UTF-16LE", "utf_32", "us-ascii", "latin1", "iso-8859-15", "windows-1251", "cp874", "koi8-r"]
+CHARSETS += ["Shift_JIS", "euc-jp", "euc-kr", "iso-2022-jp", "gb2312", "gbk", "gb18030", "big5", "tis-620"]
+
+
+@pytest.mark.parametrize("charset", ["punycode", "idna", "undefined", "utf-7", "unicode_escape", "raw-unicode-escape"])
+def test_case_21_a_charset_that_would_stop_the_event_loop_is_not_used(charset: str) -> None:
+    began = time.process_time()
+    assert decoded(b"\\u0041" + SLOW, charset) == "\\u0041" + SLOW.decode()
+    assert time.process_time() - began < 0.2
+
+
+@pytest.mark.parametrize("charset", CHARSETS)
+def test_row_b9_text_is_read_in_the_charset_that_it_names(charset: str) -> None:
+    assert CHARSET.fullmatch(charset)
+    assert decoded("plain".encode(charset), charset) == "plain"
 
 
 async def test_the_head_of_an_answer_has_no_value() -> None:

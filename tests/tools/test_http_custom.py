@@ -11,7 +11,7 @@ import pytest
 from penstock.errors import ToolFailed
 from penstock.events import Text
 from penstock.run import execute
-from penstock.tools.http import BaseHttpExecutor
+from penstock.tools.http import BaseHttpExecutor, HttpToolSpec
 from penstock.tools.http.answer import from_network
 from penstock.tools.result import ToolContext, ToolRequest
 from tests.rig.hostile import Seen, endless, hostile, said, to
@@ -96,6 +96,27 @@ async def test_case_21_a_stream_without_end_stops_at_the_limit() -> None:
         await served.left.wait()
     assert len(result.content) < 20_100
     assert result.warnings
+
+
+async def test_case_25_an_executor_of_ones_own_sends_the_headers_of_its_spec() -> None:
+    class Asking(BaseHttpExecutor):
+        async def _execute_http_request(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Any:
+            session = await self._get_session()
+            async with session.get(self.spec.base_url, headers=self._get_headers(args, ctx)) as answer:
+                return answer.status
+
+    async with hostile({"*": said(200)}) as served:
+        about = HttpToolSpec(
+            tool_name="it",
+            parameters={},
+            base_url=served.url,
+            allow_private=True,
+            headers={"x-key": "Bearer ${OWN_KEY}"},
+        )
+        tool = Asking(about, env={"OWN_KEY": "k-canary-0123456789"})
+        assert (await tool.execute({})).content == 200
+        assert served.seen[0].headers["x-key"] == "Bearer k-canary-0123456789"
+    assert "canary" not in repr(vars(tool))
 
 
 async def test_an_executor_without_a_request_says_what_to_define() -> None:

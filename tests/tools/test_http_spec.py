@@ -25,6 +25,9 @@ def spec(**fields: Any) -> HttpToolSpec:
     return HttpToolSpec.model_validate(said)
 
 
+SECRETS = ["Authorization", "x-goog-api-key", "Private-Token", "apikey", "X-Vault-Token", "Ocp-Apim-Subscription-Key"]
+SECRETS += ["x-client-secret", "X-Auth-Email", "Set-Cookie2", "x-password", "X-Amz-Credential"]
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "another scheme": ({"base_url": "ftp://api.example"}, "http://host"),
     "no host": ({"base_url": "https:///x"}, "http://host"),
@@ -40,7 +43,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a secret in the path": ({"path": "/x/${KEY}"}, "path holds a secret"),
     "a secret in the query": ({"query": {"key": "${KEY}"}}, "query holds a secret"),
     "a secret in the body": ({"method": "POST", "body": {"x": [{"key": "${KEY}"}]}}, "body holds a secret"),
-    "an open secret": ({"headers": {"Authorization": "Bearer hush"}}, "write ${NAME}"),
+    **{f"an open secret in {name}": ({"headers": {name: "hush"}}, "write ${NAME}") for name in SECRETS},
     "a secret beside an argument": ({"headers": {"x-both": "${KEY} {a}"}}, "mixes a secret with arguments"),
     "a header that is no name": ({"headers": {"x y": "1"}}, "not a header's name"),
     "a header with a line break": ({"headers": {"x-y": "1\r\nz: 2"}}, "line break"),

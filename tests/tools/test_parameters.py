@@ -12,8 +12,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from pydantic import TypeAdapter, ValidationError
 
 from penstock.errors import BadArguments
-from penstock.tools.arguments import Arguments
-from penstock.tools.parameters import (
+from penstock.tools.arguments.parameters import (
     ArrayParameter,
     BooleanParameter,
     IntegerParameter,
@@ -26,6 +25,7 @@ from penstock.tools.parameters import (
     read_return_type,
     schema_of,
 )
+from penstock.tools.arguments.parsing import Arguments
 from penstock.tools.spec import ToolSpec
 
 ADAPTER: TypeAdapter[Parameter] = TypeAdapter(Parameter)

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from penstock import execute
 from penstock.errors import BadArguments, ToolFailed, Unavailable, UsageError
 from penstock.events import Text
-from penstock.messages import ToolCall
+from penstock.messages import ToolCall, text_of
 from penstock.policies.idempotency import MemoryLedger
 from penstock.run import Run
 from penstock.testing import Heard
@@ -266,7 +266,7 @@ async def test_details_that_json_cannot_carry_are_told_as_text() -> None:
         raise ToolFailed("no", details={"what": object()})
 
     [answer] = await run_calls([ToolCall("a", "fails", "{}")], [fails])
-    assert "object object" in answer.message["content"]
+    assert "object object" in text_of(answer.message)
 
 
 @pytest.mark.parametrize("arguments", [None, [], 7, object()])

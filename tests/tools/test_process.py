@@ -53,7 +53,7 @@ async def test_a_value_comes_back_from_another_process() -> None:
 
 
 async def test_a_process_is_used_again() -> None:
-    own = Processes()
+    own = Processes(2)
     seen = set()
     for _ in range(20):
         one = process._Call(functions.pid, (), {})
@@ -134,7 +134,7 @@ async def test_an_answer_over_the_limit_never_reaches_this_process() -> None:
 
 
 async def test_what_the_function_prints_harms_nothing_and_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
-    own = Processes()
+    own = Processes(2)
     call_ = process._Call(functions.chatty, (), {})
     own.submit(call_)
     assert await call_.done == "quiet"
@@ -186,7 +186,7 @@ async def test_a_call_that_is_cancelled_while_it_waits_is_never_made(tmp_path: P
 
 
 async def test_an_idle_process_ends() -> None:
-    own = Processes(idle_s=0.2)
+    own = Processes(4, idle_s=0.2)
     one = process._Call(functions.pid, (), {})
     own.submit(one)
     pid = await one.done

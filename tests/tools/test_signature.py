@@ -18,9 +18,9 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from penstock.errors import BadArguments, UsageError
-from penstock.tools.arguments import Arguments
+from penstock.tools.arguments.parsing import Arguments
+from penstock.tools.arguments.signature import describe, read_signature
 from penstock.tools.result import ToolContext
-from penstock.tools.signature import describe, read_signature
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -158,7 +158,7 @@ PARTS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.sampled_from([*FULL, "day", "tags", "other"]), SCALARS | PARTS | st.lists(SCALARS, max_size=2))
 def test_row_b2_what_the_shown_schema_accepts_is_what_is_parsed(name: str, value: Any) -> None:
     arguments = Arguments.from_signature(everything)

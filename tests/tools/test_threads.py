@@ -34,14 +34,14 @@ async def until(true: Callable[[], Any]) -> None:
 
 
 async def test_a_function_runs_in_another_thread_that_is_used_again() -> None:
-    own = Threads()
+    own = Threads(9)
     seen = {await own.run(threading.get_ident) for _ in range(20)}
     assert len(seen) == 1
     assert threading.get_ident() not in seen
 
 
 async def test_a_thread_has_the_callers_context_and_changes_none() -> None:
-    own = Threads()
+    own = Threads(9)
     WHO.set("alice")
     assert await own.run(WHO.get) == "alice"
     await own.run(lambda: WHO.set("mallory"))
@@ -65,14 +65,41 @@ async def test_calls_run_side_by_side_up_to_the_limit_and_the_rest_waits() -> No
 
 
 async def test_one_that_overruns_takes_no_place() -> None:
-    own, free = Threads(most=1), threading.Event()
-    for _ in range(3):
+    own, free = Threads(most=2), threading.Event()
+    for _ in range(2):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(own.run(free.wait), 0.02)
     assert await asyncio.wait_for(own.run(lambda: "next"), 5) == "next"
     free.set()
-    await until(lambda: own._running == 1)
-    assert own._free == 1
+    await until(lambda: own._running == 2)
+    assert own._free == 2
+
+
+async def test_calls_that_never_return_are_bounded_and_then_refused_until_one_does() -> None:
+    own, free, before = Threads(most=3), threading.Event(), threading.active_count()
+    ends: list[Any] = []
+    for _ in range(4):
+        calls = [asyncio.wait_for(own.run(free.wait), 0.02) for _ in range(5)]
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert threading.active_count() - before == 6
+    assert [(end.code, end.retryable) for end in ends if isinstance(end, ToolFailed)] == [("unavailable", True)] * 5
+    free.set()
+    await until(lambda: own._free == 3)
+    assert await asyncio.wait_for(own.run(lambda: "next"), 5) == "next"
+    assert (own._running, own._left) == (3, 0)
+
+
+async def test_a_call_waits_while_some_places_are_not_taken_by_overruns() -> None:
+    own, free, short = Threads(most=2), threading.Event(), threading.Event()
+    well = asyncio.create_task(own.run(lambda: short.wait(5)))
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(own.run(free.wait), 0.02)
+    waiting = asyncio.create_task(own.run(lambda: "next"))
+    await asyncio.sleep(0.02)
+    short.set()
+    assert (await well, await asyncio.wait_for(waiting, 5)) == (True, "next")
+    free.set()
 
 
 async def test_one_that_waits_behind_an_overrun_gets_its_place() -> None:
@@ -101,8 +128,18 @@ async def test_one_that_is_cancelled_while_it_waits_is_never_called() -> None:
     assert called == ["third"]
 
 
+async def test_a_call_that_gets_no_thread_fails_and_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Threads(1)
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(threading.Thread, "start", lambda _: raising(RuntimeError("can't start new thread"))())
+        with pytest.raises(RuntimeError, match="can't start"):
+            await own.run(int)
+    assert await asyncio.wait_for(own.run(lambda: "next"), 5) == "next"
+    await until(lambda: (own._running, own._free) == (1, 1))
+
+
 async def test_idle_threads_end_and_new_ones_come() -> None:
-    own = Threads(idle_s=0.05)
+    own = Threads(9, idle_s=0.05)
     first = await own.run(threading.current_thread)
     await until(lambda: not first.is_alive())
     assert (own._running, own._free) == (0, 0)
@@ -121,19 +158,19 @@ async def test_idle_threads_end_and_new_ones_come() -> None:
 )
 async def test_what_would_end_the_loop_is_a_failure_instead(error: BaseException, said: str) -> None:
     with pytest.raises(ToolFailed, match=said) as caught:
-        await Threads().run(raising(error))
+        await Threads(9).run(raising(error))
     assert caught.value.__cause__ is error
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), StopAsyncIteration(), TimeoutError()])
 async def test_an_error_is_raised_as_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
-        await Threads().run(raising(error))
+        await Threads(9).run(raising(error))
     assert caught.value is error
 
 
 def test_a_loop_that_is_gone_when_the_function_ends_harms_nothing() -> None:
-    own, free = Threads(), threading.Event()
+    own, free = Threads(9), threading.Event()
 
     async def main() -> None:
         await asyncio.wait_for(own.run(free.wait), 0.02)
@@ -233,6 +270,34 @@ async def test_a_generator_is_closed_in_its_thread_when_its_reader_is_cancelled(
     free.set()
     await until(items.closed.is_set)
     assert len(set(items.threads)) == 1
+
+
+async def test_generators_that_never_yield_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.tools.function.threads.MOST", 3)
+    free = threading.Event()
+
+    def stuck() -> Generator[bool, None, None]:
+        yield free.wait(5)
+
+    def never_closed() -> Generator[bool, None, None]:
+        try:
+            yield True
+        finally:
+            free.wait(5)
+
+    async def first_of_two() -> None:
+        async with aclosing(iterate(never_closed)) as stream:
+            await anext(stream)
+
+    for left in (anext(iterate(stuck)), anext(iterate(stuck)), first_of_two()):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(left, 0.02)
+    with pytest.raises(ToolFailed, match="3 functions that overran") as refused:
+        await asyncio.wait_for(anext(iterate(stuck)), 5)
+    assert (refused.value.code, refused.value.retryable) == ("unavailable", True)
+    free.set()
+    await until(lambda: not any(each.name == "penstock-tool-stream" for each in threading.enumerate()))
+    assert [item async for item in iterate(stuck)] == [True]
 
 
 async def test_an_error_of_a_generator_is_raised_where_it_is_read() -> None:

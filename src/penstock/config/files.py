@@ -32,8 +32,8 @@ _UNBUILT: dict[tuple[str, ...], tuple[str, ...]] = {
 def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, Any] | None = None) -> Settings:
     """The settings of the file at `path`, by default of `penstock.yaml` where that exists, else the defaults.
 
-    Files that it names are found from its own folder, wherever the process runs. `overrides` replace keys of the section
-    `server`, as the command line does. Raises `ConfigError`.
+    Files that it names are found from its own folder, wherever the process runs. `overrides` replace keys of the
+    section `server`, as the command line does. Raises `ConfigError`.
     """
     file = path if path is not None else DEFAULT if FilePath(DEFAULT).is_file() else None
     document = Document({}, {}) if file is None else read(_text(file), file=file, env=env)

@@ -144,9 +144,9 @@ class _Shelf:
         return factory.create_executor(spec, executor_type=chosen, env=self._env, **self._options(spec))
 
     def _function(self, tool: ToolSettings, factory: ExecutorFactory, chosen: str | None) -> Tool:
+        from penstock.tools.arguments.signature import describe
         from penstock.tools.base import BaseToolExecutor
         from penstock.tools.function import BaseFunctionExecutor
-        from penstock.tools.signature import describe
 
         found = _import(tool, tool.function or "", "function")
         form = type(found).__name__

@@ -12,14 +12,14 @@ import socket
 import ssl
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Protocol, TypeAlias, cast
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
 
 import httptools
 
+from penstock.net.loops import PerLoop
 from penstock.net.proxy import open_tunnel, proxy_for
 
 Origin: TypeAlias = tuple[str, str, int]
@@ -259,27 +259,17 @@ class Pool:
         self._idle.clear()
 
 
-_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Pool, AsyncGenerator[Pool, None]]] = WeakKeyDictionary()
+async def _open() -> Pool:
+    return Pool()
 
 
-async def pool() -> Pool:
-    """The pool of the running loop, closed when the loop is."""
-    loop = asyncio.get_running_loop()
-    known = _pools.get(loop)
-    if known is None:
-        # An event loop closes the async generators it has seen when it ends, and with it this pool.
-        keeper = _open()
-        known = _pools[loop] = await anext(keeper), keeper
-    return known[0]
+async def _close(kept: Pool) -> None:
+    kept.close()
 
 
-async def _open() -> AsyncGenerator[Pool, None]:
-    fresh = Pool()
-    try:
-        yield fresh
-    finally:
-        fresh.close()
-        _pools.pop(asyncio.get_running_loop(), None)  # the pool holds its loop: weak keys alone never let go
+_pools = PerLoop(_open, _close)
+pool = _pools.get
+"""The pool of the running loop, closed when the loop is."""
 
 
 def request_head(method: str, url: str, headers: Mapping[str, str], length: int) -> tuple[Origin, bytes]:

@@ -7,11 +7,9 @@ that is kept is not judged again. Proxies of the environment are not used: behin
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, TypeAlias
-from weakref import WeakKeyDictionary
 
+from penstock.net.loops import PerLoop
 from penstock.net.secrets import origin_of
 
 if TYPE_CHECKING:
@@ -26,10 +24,6 @@ PER_HOST = 100
 
 Sessions: TypeAlias = "dict[str | None, ClientSession]"
 
-_sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Sessions, AsyncGenerator[Sessions, None]]] = (
-    WeakKeyDictionary()
-)
-
 
 async def session(allow: str | None = None) -> ClientSession:
     """The running loop's session, closed when the loop is.
@@ -37,16 +31,11 @@ async def session(allow: str | None = None) -> ClientSession:
     It reaches public addresses, and private ones too under the origin of the address `allow`; where it would connect
     to another, it raises `Denied`. It keeps no cookies, and has no limit of time but that for connecting.
     """
-    loop = asyncio.get_running_loop()
-    known = _sessions.get(loop)
-    if known is None:
-        # An event loop closes the async generators it has seen when it ends, and with it these sessions.
-        keeper = _keep()
-        known = _sessions[loop] = await anext(keeper), keeper
+    kept = await _sessions.get()
     key = None if allow is None else origin_of(allow)
-    found = known[0].get(key)
+    found = kept.get(key)
     if found is None or found.closed:
-        found = known[0][key] = open_session(allow)
+        found = kept[key] = open_session(allow)
     return found
 
 
@@ -71,11 +60,13 @@ def open_session(allow: str | None = None, *, resolver: AbstractResolver | None 
     )
 
 
-async def _keep() -> AsyncGenerator[Sessions, None]:
-    kept: Sessions = {}
-    try:
-        yield kept
-    finally:
-        _sessions.pop(asyncio.get_running_loop(), None)  # a session holds its loop: weak keys alone never let go
-        for one in kept.values():
-            await one.close()
+async def _open() -> Sessions:
+    return {}
+
+
+async def _close(kept: Sessions) -> None:
+    for one in kept.values():
+        await one.close()
+
+
+_sessions = PerLoop(_open, _close)

@@ -23,7 +23,7 @@ from penstock.policies import Policy, wrap
 from penstock.policies.idempotency import Ledger
 from penstock.policies.timeout import Deadline
 from penstock.run import LOCAL, Run, execute
-from penstock.tools.arguments import Arguments
+from penstock.tools.arguments.parsing import Arguments
 from penstock.tools.meter import meter, traced
 from penstock.tools.result import Arguments as RawArguments
 from penstock.tools.result import ToolContext, ToolRequest, ToolResult
@@ -64,7 +64,7 @@ class BaseToolExecutor(Generic[Spec]):
         self._normalise = normaliser(spec)
         self._meter = meter(spec)
         self._speaks = self.speaks
-        defaults = self.arguments.schema.get("properties") or {}
+        defaults: dict[str, dict[str, Any]] = self.arguments.schema.get("properties") or {}
         inner = stages(
             spec,
             defaults={name: about["default"] for name, about in defaults.items() if "default" in about},

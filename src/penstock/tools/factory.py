@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from pkgutil import resolve_name
 from typing import Any, cast
 
 from penstock.errors import UsageError
@@ -40,16 +41,14 @@ class ExecutorFactory:
     """
 
     def __init__(self, kind: str, base: str, builtin: Mapping[str, str]) -> None:
-        self._kind, self._base_name, self._builtin = kind, base, dict(builtin)
+        self._kind, self._base, self._builtin = kind, base, dict(builtin)
         self._types: Registry[type[Executor]] = Registry(f"{kind} executor type")
-        self._bases: Registry[type[Executor]] = Registry("base class")
-        self._bases.register("base", base)
         for name, reference in builtin.items():
             self._types.register(name, reference, builtin=True)
 
     def copy(self) -> ExecutorFactory:
         """A factory that knows the built-in types alone."""
-        return ExecutorFactory(self._kind, self._base_name, self._builtin)
+        return ExecutorFactory(self._kind, self._base, self._builtin)
 
     def create_executor(
         self,
@@ -87,7 +86,7 @@ class ExecutorFactory:
 
         Raises `TypeError` for a class of another kind, `ValueError` for an empty name or a built-in one.
         """
-        base, given = self._bases.get("base"), cast("object", cls)
+        base, given = resolve_name(self._base), cast("object", cls)
         if not (inspect.isclass(given) and issubclass(given, base)):
             raise TypeError(f"the {self._kind} executor type {name!r} must extend {base.__name__}: {cls!r} does not")
         self._types.register(name, cls, replace=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from penstock.tools.parameters import Parameter, read_parameters, read_return_type
+from penstock.tools.arguments.parameters import Parameter, read_parameters, read_return_type
 
 ReturnTarget: TypeAlias = Literal["llm", "human", "agent", "step"]
 SHOWN = frozenset({"llm", "human"})

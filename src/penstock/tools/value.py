@@ -50,7 +50,7 @@ def normaliser(spec: ToolSpec) -> Callable[[Any, float, Usage | None], ToolResul
     """
     check = None
     if spec.return_type is not None:
-        from penstock.tools.arguments import value_check
+        from penstock.tools.arguments.parsing import value_check
 
         check = value_check(spec.return_type).check
     limit, target = spec.max_result_bytes, spec.return_target

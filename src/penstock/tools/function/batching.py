@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import math
 import typing
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from contextvars import Context
 from typing import Any, cast
 
@@ -15,10 +15,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
 from penstock.errors import ToolFailed, UsageError
-from penstock.policies import Policy
-from penstock.policies.idempotency import Ledger
-from penstock.tools.arguments import Arguments
+from penstock.tools.arguments.parsing import Arguments
+from penstock.tools.arguments.problems import refusal, typed_problems
 from penstock.tools.base import declared
+from penstock.tools.function.crew import settle
 from penstock.tools.function.executor import (
     BaseFunctionExecutor,
     BatchSpec,
@@ -26,8 +26,6 @@ from penstock.tools.function.executor import (
     FunctionToolExecutor,
     FunctionToolSpec,
 )
-from penstock.tools.function.threads import settle
-from penstock.tools.problems import refusal, typed_problems
 from penstock.tools.result import ToolContext
 from penstock.tools.spec import CacheSpec
 
@@ -35,17 +33,9 @@ from penstock.tools.spec import CacheSpec
 class CachedFunctionExecutor(FunctionToolExecutor):
     """A function whose results are kept: the type `cached`. Without a `cache` in its spec it has the default one."""
 
-    def __init__(
-        self,
-        spec: FunctionToolSpec,
-        func: Function,
-        *,
-        policies: Iterable[Policy] = (),
-        ledger: Ledger | None = None,
-        trace_content: bool = False,
-    ) -> None:
+    def __init__(self, spec: FunctionToolSpec, func: Function, **options: Any) -> None:
         kept = spec if spec.cache is not None else spec.model_copy(update={"cache": CacheSpec()})
-        super().__init__(kept, func, policies=policies, ledger=ledger, trace_content=trace_content)
+        super().__init__(kept, func, **options)
 
 
 class StreamingFunctionExecutor(FunctionToolExecutor):
@@ -79,6 +69,8 @@ class BatchingFunctionExecutor(BaseFunctionExecutor):
         if spec.parameters is None and self._item is not None:
             schema = self._item.json_schema(schema_generator=_Untitled)
             return Arguments.from_schema(schema, coerce=spec.coerce)
+        if spec.parameters is None:
+            raise UsageError(f"{spec.tool_name!r} of the type 'batching' needs parameters, or a list of models")
         return declared(spec)
 
     async def _execute_function(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from penstock.errors import UsageError
+from penstock.tools.arguments.signature import code_of, hints_of
 from penstock.tools.result import ToolContext
 
 _MAPPINGS = (inspect.Parameter.empty, dict, Mapping, Any)
@@ -26,12 +26,13 @@ class Binding:
 
     def __init__(self, func: Callable[..., Any]) -> None:
         self._func = func
-        inner = _inner(func)
-        yields = inspect.isasyncgenfunction(inner)
-        self.generator = yields or inspect.isgeneratorfunction(inner)
-        self.asynchronous = yields or inspect.iscoroutinefunction(inner)
-        self.hints = _hints(inner)
+        code = code_of(func)
+        yields = inspect.isasyncgenfunction(code)
+        self.generator = yields or inspect.isgeneratorfunction(code)
+        self.asynchronous = yields or inspect.iscoroutinefunction(code)
+        self.hints = _hints(func, code)
         parameters = _parameters(func)
+        _refuse_method(code, parameters)
         contexts = [name for name in parameters if _is_context(self.hints.get(name))]
         self.context = contexts[0] if contexts else "ctx" if "ctx" in parameters and "ctx" not in self.hints else ""
         self.skip = (self.context,) if self.context else ()
@@ -90,15 +91,6 @@ class Binding:
 _VAR_POSITIONAL, _VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 
-def _inner(func: Any) -> Any:
-    """The function that is run in the end: below partials, and that of an object or a class that is called."""
-    while isinstance(func, partial):
-        func = func.func
-    if inspect.isclass(func):
-        return func.__init__
-    return func if inspect.isroutine(func) else func.__call__
-
-
 def _parameters(func: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(func).parameters
@@ -106,11 +98,19 @@ def _parameters(func: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         raise UsageError(f"the parameters of {func!r} are not known: wrap it in a function that names them") from None
 
 
-def _hints(inner: Any) -> dict[str, Any]:
+def _refuse_method(func: Any, parameters: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for a method as it stands in the body of its class, which knows no object yet."""
+    within = getattr(func, "__qualname__", "").rpartition("<locals>.")[2]
+    if "." in within and next(iter(parameters), "") in {"self", "cls"}:
+        name = func.__name__
+        raise UsageError(f"{within!r} is a method without its object: make a tool of that, as in tool(obj.{name})")
+
+
+def _hints(func: Callable[..., Any], code: Any) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(inner)
-    except (NameError, TypeError):  # names that only a type checker knows
-        return dict(getattr(inner, "__annotations__", {}))
+        return hints_of(func, extras=False)
+    except UsageError:  # names that only a type checker knows
+        return dict(getattr(code, "__annotations__", {}))
 
 
 def _is_context(hint: Any) -> bool:

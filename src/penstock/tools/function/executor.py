@@ -15,12 +15,12 @@ from pydantic import Field
 from penstock.errors import ToolTimeout, UsageError
 from penstock.policies import Policy
 from penstock.policies.idempotency import Ledger
-from penstock.tools.arguments import Arguments
+from penstock.tools.arguments.parsing import Arguments
+from penstock.tools.arguments.signature import describe
 from penstock.tools.base import BaseToolExecutor, Hook, declared
 from penstock.tools.function.binding import Binding
 from penstock.tools.function.threads import THREADS, iterate
 from penstock.tools.result import ToolContext, ToolResult
-from penstock.tools.signature import describe
 from penstock.tools.spec import Section, ToolSpec
 
 Function = Callable[..., Any]
@@ -53,20 +53,12 @@ class BaseFunctionExecutor(BaseToolExecutor[FunctionToolSpec]):
     parameter annotated with `ToolContext` is given the context.
     """
 
-    def __init__(
-        self,
-        spec: FunctionToolSpec,
-        func: Function,
-        *,
-        policies: Iterable[Policy] = (),
-        ledger: Ledger | None = None,
-        trace_content: bool = False,
-    ) -> None:
+    def __init__(self, spec: FunctionToolSpec, func: Function, **options: Any) -> None:
         self.func = func
         self.binding = Binding(func)
+        self.speaks = self._overridden or bool(self.binding.context) or self.binding.generator
         self._calling = self._way(spec)
-        arguments = self._taken(spec)
-        super().__init__(spec, arguments=arguments, policies=policies, ledger=ledger, trace_content=trace_content)
+        super().__init__(spec, arguments=self._taken(spec), **options)
 
     def _execute_function(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Hook:
         """Call the function with validated arguments; `timeout` is the seconds left.
@@ -87,6 +79,8 @@ class BaseFunctionExecutor(BaseToolExecutor[FunctionToolSpec]):
         return arguments
 
     def _way(self, spec: FunctionToolSpec) -> Way:
+        if self.binding.asynchronous and spec.run_in == "process":
+            raise UsageError(f"{spec.tool_name!r} is async and cannot run in a process: write it as a plain function")
         if self.binding.asynchronous:
             return _directly
         if spec.run_in == "process":
@@ -99,11 +93,6 @@ class BaseFunctionExecutor(BaseToolExecutor[FunctionToolSpec]):
         if self.binding.generator:
             return _stepwise if spec.run_in == "thread" else _inline_items
         return _in_thread if spec.run_in == "thread" else _inline
-
-    @property
-    def speaks(self) -> bool:
-        """Whether the function may tell events: it takes a context or is a generator, or a child class calls it."""
-        return self._overridden or bool(self.binding.context) or self.binding.generator
 
     @property
     def _overridden(self) -> bool:
@@ -196,6 +185,7 @@ def tool(
 
     Name, description and parameters are those of the function, its annotations and its docstring.
     """
+    name = fields.pop("tool_name", name)
 
     def make(func: Function) -> FunctionToolExecutor:
         about = describe(func)

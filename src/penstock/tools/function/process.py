@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pickle
 import select
@@ -15,15 +14,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import reduce
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from penstock.errors import ToolFailed, UsageError
 from penstock.tools.function import worker
-from penstock.tools.function.threads import settle
+from penstock.tools.function.crew import Crew, Job
 
 MOST = max(4, os.cpu_count() or 1)
-IDLE_S = 10.0
 
 
 async def in_process(func: Callable[..., Any], positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -50,15 +47,14 @@ def check(func: Callable[..., Any]) -> None:
         raise _lost(func)
 
 
-class _Call:
+class _Call(Job):
     """One call on its way through a process."""
 
-    __slots__ = ("_lock", "_process", "_stopped", "done", "func", "loop", "named", "positional")
+    __slots__ = ("_lock", "_process", "_stopped", "func", "named", "positional")
 
     def __init__(self, func: Callable[..., Any], positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        super().__init__()
         self.func, self.positional, self.named = func, positional, named
-        self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[Any] = self.loop.create_future()
         self._lock = threading.Lock()
         self._process: _Process | None = None
         self._stopped = False
@@ -73,11 +69,6 @@ class _Call:
         """Forget where it ran: from now on that is another call's."""
         with self._lock:
             self._process = None
-
-    def end(self, value: Any, error: BaseException | None) -> None:
-        """Tell who waits for it."""
-        with suppress(RuntimeError):  # the loop was closed meanwhile
-            self.loop.call_soon_threadsafe(settle, self.done, value, error)
 
     def stop(self) -> None:
         """Kill its process, if it runs in one."""
@@ -138,30 +129,10 @@ class _Process:
         self._child.wait()
 
 
-class Processes:
+class Processes(Crew[_Call]):
     """As many processes as run at once, at most `most`; each is owned by a thread, and ends when it is idle."""
 
-    def __init__(self, most: int = MOST, idle_s: float = IDLE_S) -> None:
-        self._most, self._idle_s = most, idle_s
-        self._clear()
-        os.register_at_fork(after_in_child=self._clear)
-
-    def _clear(self) -> None:
-        self._calls: SimpleQueue[_Call] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._running = self._free = 0
-
-    def submit(self, call: _Call) -> None:
-        """Run a call as soon as there is a process for it."""
-        with self._lock:
-            more = self._free <= 0 and self._running < self._most
-            self._running += more
-            self._free += more - 1
-            self._calls.put(call)
-        if more:
-            threading.Thread(target=self._own, name="penstock-process", daemon=True).start()
-
-    def _own(self) -> None:
+    def _serve(self) -> None:
         process: _Process | None = None
         while (call := self._next()) is not None:
             value, error = None, None
@@ -183,19 +154,8 @@ class Processes:
         if process is not None:
             process.close()
 
-    def _next(self) -> _Call | None:
-        while True:
-            try:
-                return self._calls.get(timeout=self._idle_s)
-            except Empty:
-                with self._lock:
-                    if self._free > 0:  # else a call was just promised this thread
-                        self._free -= 1
-                        self._running -= 1
-                        return None
 
-
-PROCESSES = Processes()
+PROCESSES = Processes(MOST)
 
 
 def _message(call: _Call) -> bytes:

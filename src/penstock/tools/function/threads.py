@@ -3,90 +3,69 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing, suppress
 from contextvars import copy_context
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from penstock.errors import ToolFailed
+from penstock.tools.function.crew import Crew, Job, settle
 
 MOST = 64
-IDLE_S = 10.0
 
 
-class _Work:
+class _Call(Job):
     """One call on its way through a thread; `left` when nobody waits for it any more."""
 
-    __slots__ = ("call", "done", "left", "loop", "running")
+    __slots__ = ("call", "left", "running")
 
     def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__()
         context = copy_context()
         self.call: Callable[[], Any] = lambda: context.run(call)
-        self.loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[Any] = self.loop.create_future()
         self.running = self.left = False
 
 
-class Threads:
-    """Runs functions in threads, as many as run at once; over `most` they wait. One that overruns takes no place."""
+class Threads(Crew[_Call]):
+    """Runs functions in threads, as many as run at once; over `most` they wait.
 
-    def __init__(self, most: int = MOST, idle_s: float = IDLE_S) -> None:
-        self._most, self._idle_s = most, idle_s
-        self._clear()
-        if hasattr(os, "register_at_fork"):  # a forked child has none of the threads
-            os.register_at_fork(after_in_child=self._clear)
+    One that overruns takes no place, until `most` of them do nothing but that: the next ones take places, and when
+    they have all of them, calls are refused.
+    """
 
     def _clear(self) -> None:
-        self._queue: SimpleQueue[_Work] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._running = 0
-        self._free = 0  # threads that wait, less the calls that wait for one
+        super()._clear()
+        self._left = 0
+
+    @property
+    def _places(self) -> int:
+        return self._most + min(self._left, self._most)
 
     async def run(self, call: Callable[[], Any]) -> Any:
-        """What `call()` returns or raises, in the caller's context; a cancelled caller leaves its thread."""
-        work = _Work(call)
-        with self._lock:
-            self._free -= 1
-            more = self._more()
-        try:
-            if more:
-                self._start()
-        except RuntimeError:
-            work.left = True  # else a thread would do what is told to have failed
-            raise
-        finally:
-            self._queue.put(work)
+        """What `call()` returns or raises, in the caller's context; a cancelled caller leaves its thread.
+
+        Raises `ToolFailed` where every thread is busy with a call that was left.
+        """
+        if self._left >= 2 * self._most:
+            raise _overrun(self._left)
+        work = _Call(call)
+        self.submit(work)
         try:
             return await work.done
         except asyncio.CancelledError:
             self._leave(work)
             raise
 
-    def _more(self) -> bool:
-        more = self._free < 0 and self._running < self._most
-        self._running += more
-        self._free += more
-        return more
-
-    def _start(self) -> None:
-        try:
-            threading.Thread(target=self._serve, name="penstock-tool", daemon=True).start()
-        except RuntimeError:  # the system gives no more threads
-            with self._lock:
-                self._running -= 1
-                self._free -= 1
-            raise
-
-    def _leave(self, work: _Work) -> None:
+    def _leave(self, work: _Call) -> None:
         with self._lock:
             work.left = True
-            self._running -= work.running
-            more = work.running and self._more()
+            self._left += work.running
+            more = self._more()
         if more:
-            self._start()
+            with suppress(RuntimeError):  # the system gives no more threads: who waits goes on waiting
+                self._start()
 
     def _serve(self) -> None:
         while (work := self._next()) is not None:
@@ -99,68 +78,60 @@ class Threads:
                 except BaseException as raised:  # carried to who waits for it
                     error = raised
             with self._lock:
-                replaced = work.running and work.left
+                self._left -= work.running and work.left
                 work.running = False
-                self._free += not replaced
-            with suppress(RuntimeError):  # the loop was closed while the function ran
-                work.loop.call_soon_threadsafe(settle, work.done, value, error)
-            if replaced:
+                spare = self._running > self._places
+                self._running -= spare
+                self._free += not spare
+            work.end(value, error)
+            if spare:
                 return
             del work, value, error
 
-    def _next(self) -> _Work | None:
-        while True:
-            try:
-                return self._queue.get(timeout=self._idle_s)
-            except Empty:
-                with self._lock:
-                    if self._free > 0:  # else a call was just promised this thread
-                        self._free -= 1
-                        self._running -= 1
-                        return None
+
+THREADS = Threads(MOST)
 
 
-THREADS = Threads()
+def _overrun(count: int) -> ToolFailed:
+    text = f"{count} functions that overran are still running in their threads: try again when one has ended"
+    return ToolFailed(text, code="unavailable", retryable=True)
 
 
-def settle(done: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-    """Give a future its end, unless it has one; never one that would end the event loop."""
-    if done.done():
-        return
-    if error is None:
-        done.set_result(value)
-    elif isinstance(error, Exception) and not isinstance(error, StopIteration):
-        done.set_exception(error)
-    else:
-        failed = ToolFailed(
-            f"the function raised {type(error).__name__}: {error}", details={"type": type(error).__name__}
-        )
-        failed.__cause__ = error
-        done.set_exception(failed)
+_left: set[threading.Thread] = set()
+"""The threads of generators whose reader was cancelled."""
 
 
 async def iterate(make: Callable[[], Generator[Any, Any, Any]]) -> AsyncGenerator[Any, None]:
     """The items of a generator that lives in one thread from its first step to its close, in the caller's context.
 
-    It makes an item when it is asked for one. A cancelled caller does not wait for its close.
+    It makes an item when it is asked for one. A cancelled caller does not wait for its close. Raises `ToolFailed` where
+    `MOST` of those that were left have not come to it.
     """
+    _left.difference_update([thread for thread in _left.copy() if not thread.is_alive()])
+    if len(_left) >= MOST:
+        raise _overrun(len(_left))
     asked: SimpleQueue[asyncio.Future[Any] | None] = SimpleQueue()
     loop = asyncio.get_running_loop()
     closed: asyncio.Future[Any] = loop.create_future()
     context = copy_context()
-    threading.Thread(
+    thread = threading.Thread(
         target=lambda: context.run(_produce, make, asked, closed), name="penstock-tool-stream", daemon=True
-    ).start()
+    )
+    thread.start()
     try:
-        while True:
-            item: asyncio.Future[Any] = loop.create_future()
-            asked.put(item)
-            if (value := await item) is asked:
-                return
-            yield value
-    except GeneratorExit:
-        asked.put(None)
-        await closed
+        try:
+            while True:
+                item: asyncio.Future[Any] = loop.create_future()
+                asked.put(item)
+                if (value := await item) is asked:
+                    return
+                yield value
+        except GeneratorExit:
+            asked.put(None)
+            await closed
+            raise
+    except asyncio.CancelledError:
+        _left.add(thread)
         raise
     finally:
         asked.put(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 Expect: TypeAlias = Literal["auto", "json", "text"]
 MAX_ERROR = 8192
 MAX_REASON = 300
+CHARSET = re.compile(
+    r"""utf[-_]?(8([-_]sig)?|(16|32)([-_]?[bl]e)?) | (us[-_])?ascii | latin[-_]?\d{1,2} | iso[-_]?8859[-_]\d{1,2}
+    | (cp|windows[-_]?)\d{3,4} | koi8[-_][rtu] | shift[-_]?jis | iso[-_]2022[-_](jp|kr) | euc[-_](jp|kr)
+    | gb(k|2312|18030) | big5([-_]?hkscs)? | tis[-_]?620 | mac[-_]?roman""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""The charsets that a server may name; others that Python knows hold the event loop for minutes, as punycode does."""
+
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed later."""
 
@@ -134,9 +143,9 @@ def is_json(kind: str) -> bool:
 
 
 def decoded(body: bytes, charset: str | None = None) -> str:
-    """A body as text; what is none is replaced."""
+    """A body as text, in UTF-8 unless it names another charset that is for text; what is none is replaced."""
     try:
-        return body.decode(charset or "utf-8", "replace")
+        return body.decode(charset if charset and CHARSET.fullmatch(charset) else "utf-8", "replace")
     except LookupError:  # no such charset
         return body.decode("utf-8", "replace")
 

@@ -34,12 +34,15 @@ class BaseHttpExecutor(BaseToolExecutor[HttpToolSpec]):
     """A tool that makes HTTP requests: extend `_execute_http_request`, the rest of the pipeline is there.
 
     `await self._get_session()` gives the shared aiohttp session. It connects to public addresses only, and to those of
-    `self.spec.base_url` where the spec says `allow_private`. Its errors become `ToolFailed`. `self.variable(name)`
-    is one of the environment.
+    `self.spec.base_url` where the spec says `allow_private`. Its errors become `ToolFailed`.
+    `self._get_headers(args, ctx)` are the headers of the spec; what else of it counts is for the child to decide.
+    `self.variable(name)` is one of the environment.
     """
 
     def __init__(self, spec: HttpToolSpec, *, env: Mapping[str, str] | None = None, **options: Any) -> None:
         self.variable = variables(env)
+        self._plan = Plan(spec)
+        self._fixed, self._sealed = _read_headers(spec, self.variable)
         super().__init__(spec, **options)
 
     def _execute_http_request(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Hook:  # for children
@@ -53,6 +56,18 @@ class BaseHttpExecutor(BaseToolExecutor[HttpToolSpec]):
         if kept is None or kept[0] is not loop or kept[1].closed:
             kept = self._kept = loop, await session(self.spec.base_url if self.spec.allow_private else None)
         return kept[1]
+
+    def _get_headers(self, args: dict[str, Any], ctx: ToolContext) -> dict[str, str]:
+        """The headers of the spec for one call, its secrets and the trace context included: for `base_url` alone."""
+        headers = self._fixed | self._plan.headers(args)
+        for name, parts in self._sealed.items():
+            headers[name] = "".join(
+                part if isinstance(part, str) else part.reveal(self.spec.base_url) for part in parts
+            )
+        span = None if ctx.run is None else ctx.run.span
+        if span is not None and (context := span.get_span_context()).is_valid:
+            headers["traceparent"] = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+        return headers
 
     def _operate(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Hook:
         answer = self._execute_http_request(args, ctx, timeout)
@@ -88,11 +103,11 @@ class HttpToolExecutor(BaseHttpExecutor):
     the origin of `base_url` only, and are taken out of whatever it answers.
     """
 
+    speaks = False
+
     def __init__(self, spec: HttpToolSpec, **options: Any) -> None:
         super().__init__(spec, **options)
-        self._plan = Plan(spec)
         self._origin = origin_of(spec.base_url)
-        self._fixed, self._sealed = _read_headers(spec, self.variable)
         secrets = tuple(secret for parts in self._sealed.values() for secret in parts if isinstance(secret, Secret))
         self._reading = Reading(spec.expect, spec.max_response_bytes, secrets, self.safe)
 
@@ -100,11 +115,6 @@ class HttpToolExecutor(BaseHttpExecutor):
     def safe(self) -> bool:
         """Whether repeating a call does no harm: the spec says so, or the method."""
         return self.spec.idempotency.safe or self.spec.method in REPEATABLE
-
-    @property
-    def speaks(self) -> bool:
-        """Whether a call may tell events: it tells none."""
-        return False
 
     async def _execute_http_request(
         self,
@@ -114,7 +124,7 @@ class HttpToolExecutor(BaseHttpExecutor):
     ) -> Any:
         plan = self._plan
         body = plan.body(args)
-        headers = self._headers(args, ctx)
+        headers = self._get_headers(args, ctx)
         if body is not None:
             headers.setdefault("content-type", plan.content_type)
         asked = _Asked(self.spec.method, URL(plan.url(args), encoded=True), headers, body)
@@ -127,17 +137,6 @@ class HttpToolExecutor(BaseHttpExecutor):
                     return await self._reading.value(answer)
                 asked = self._redirected(asked, answer, left)
         raise AssertionError("the last redirect is refused")
-
-    def _headers(self, args: dict[str, Any], ctx: ToolContext) -> dict[str, str]:
-        headers = self._fixed | self._plan.headers(args)
-        for name, parts in self._sealed.items():
-            headers[name] = "".join(
-                part if isinstance(part, str) else part.reveal(self.spec.base_url) for part in parts
-            )
-        span = None if ctx.run is None else ctx.run.span
-        if span is not None and (context := span.get_span_context()).is_valid:
-            headers["traceparent"] = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-        return headers
 
     def _redirected(self, asked: _Asked, answer: ClientResponse, left: int) -> _Asked:
         """The request that a redirect asks for; raises `Denied` for one that is not followed."""

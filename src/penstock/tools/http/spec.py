@@ -40,7 +40,7 @@ FRAMING = frozenset(
 )
 """Headers that belong to the connection, not to the call (RFC 9110, 7.6.1)."""
 
-SECRET_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-auth-token", "cookie"})
+SECRET_HEADER = re.compile(r"key|token|secret|auth|cookie|password|credential", re.IGNORECASE)
 
 
 class HttpToolSpec(ToolSpec):
@@ -111,7 +111,7 @@ class HttpToolSpec(ToolSpec):
             arguments = Template(REFERENCE.sub("", value)).names
             if arguments and REFERENCE.search(value):
                 raise ValueError(f"the header {name!r} mixes a secret with arguments: give each its own header")
-            if name.lower() in SECRET_HEADERS and not arguments and not REFERENCE.search(value):
+            if SECRET_HEADER.search(name) and not arguments and not REFERENCE.search(value):
                 raise ValueError(f"the header {name!r} carries a secret: write ${{NAME}} and put it in the environment")
         return headers
 
@@ -124,12 +124,11 @@ class HttpToolSpec(ToolSpec):
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
-        used, known = used_names(self), _parameter_names(self)
-        if unknown := sorted(used - known):
-            raise ValueError(f"no parameter is called {', '.join(map(repr, unknown))}: parameters are {sorted(known)}")
+        used = used_names(self)
+        self.require_declared(used)
         if self.body is not None and self.method not in WITH_BODY | {"DELETE"}:
             raise ValueError(f"{self.method} has no body: put arguments into query")
-        if self.body is not None and (idle := sorted(known - used)):
+        if self.body is not None and (idle := sorted(self.parameter_names - used)):
             raise ValueError(f"{', '.join(map(repr, idle))} is used in no path, query, header or body")
         return self
 
@@ -177,12 +176,6 @@ def used_names(spec: HttpToolSpec) -> frozenset[str]:
     texts = [spec.path, *map(str, spec.query.values()), *_texts(spec.body)]
     texts += [text for text in spec.headers.values() if not REFERENCE.search(text)]
     return frozenset[str]().union(*(Template(text).names for text in texts))
-
-
-def _parameter_names(spec: ToolSpec) -> frozenset[str]:
-    if isinstance(spec.parameters, dict):
-        return frozenset(spec.parameters.get("properties") or ())
-    return frozenset(parameter.name for parameter in spec.parameters or ())
 
 
 def _no_secret(text: str, where: str) -> None:

@@ -89,7 +89,7 @@ class BaseParameter(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> BaseParameter:
         if self.has_default:
-            from penstock.tools.schema import validator
+            from penstock.tools.arguments.schema import validator
 
             shape = {key: value for key, value in shape_of(self).items() if key != "default"}
             if not validator(shape).is_valid(self.default):
@@ -327,7 +327,7 @@ def _fields(word: Any) -> list[str]:
 
 
 def _schema(value: Mapping[str, Any]) -> dict[str, Any]:
-    from penstock.tools.schema import validator
+    from penstock.tools.arguments.schema import validator
 
     try:
         validator(dict(value))

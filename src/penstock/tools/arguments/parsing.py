@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jiter
 from jsonschema_rs import Validator
@@ -15,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from penstock.errors import BadArguments, ToolFailed
-from penstock.tools.parameters import BaseParameter, Parameter, schema_of, shape_of
-from penstock.tools.problems import (
+from penstock.messages import is_object
+from penstock.tools.arguments.parameters import BaseParameter, Parameter, schema_of, shape_of
+from penstock.tools.arguments.problems import (
     WRONG,
     Problem,
     endless,
@@ -28,8 +29,8 @@ from penstock.tools.problems import (
     unquoted,
     unreadable,
 )
-from penstock.tools.schema import Filling, closed, is_object, validator, whole
-from penstock.tools.signature import Signature, read_signature
+from penstock.tools.arguments.schema import Filling, closed, validator, whole
+from penstock.tools.arguments.signature import Signature, read_signature
 
 Raw: TypeAlias = str | bytes | bytearray | Mapping[str, Any]
 MAX_CHARS = 1_000_000  # of the arguments' text
@@ -182,7 +183,7 @@ def _text(raw: object) -> str:
     """The text of what was given; a mapping is written as JSON first."""
     try:
         if isinstance(raw, Mapping):
-            return to_json(dict(raw), inf_nan_mode="constants").decode()
+            return to_json(dict(cast("Mapping[str, Any]", raw)), inf_nan_mode="constants").decode()
         if isinstance(raw, bytes | bytearray):
             return raw.decode()
     except UnicodeDecodeError as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import jsonschema_rs
 
 from penstock.errors import UsageError
+from penstock.messages import is_array, is_object
 
 Schema = dict[str, Any]
 Fill = Callable[[Any], None]
@@ -19,16 +20,6 @@ _COMPOSING = ("properties", "$ref", "allOf", "dependentSchemas", *_SAME)
 _MAPS = ("properties", "patternProperties")  # schemas for parts of the value, by name
 _PARTS = ("items", "contains", "additionalProperties", "unevaluatedItems", "unevaluatedProperties")
 _DEFINITIONS = ("$defs", "definitions", "dependentSchemas")
-
-
-def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether a JSON value is an object."""
-    return isinstance(value, dict)
-
-
-def is_array(value: Any) -> TypeGuard[list[Any]]:
-    """Whether a JSON value is an array."""
-    return isinstance(value, list)
 
 
 def validator(schema: Schema) -> jsonschema_rs.Validator:

@@ -16,7 +16,8 @@ import msgspec
 from pydantic_core import ErrorDetails
 
 from penstock.errors import BadArguments
-from penstock.tools.schema import faces, is_array, is_object, part_of
+from penstock.messages import is_array, is_object
+from penstock.tools.arguments.schema import faces, part_of
 
 Wanted: TypeAlias = Literal["integer", "number", "boolean", ""]
 Path: TypeAlias = tuple[str | int, ...]

@@ -18,9 +18,9 @@ from pydantic_core import PydanticSerializationError, PydanticUndefined, SchemaV
 from typing_extensions import TypedDict
 
 from penstock.errors import UsageError
-from penstock.tools.docstring import read_docstring
-from penstock.tools.problems import endless
-from penstock.tools.schema import is_array, is_object
+from penstock.messages import is_array, is_object
+from penstock.tools.arguments.docstring import read_docstring
+from penstock.tools.arguments.problems import endless
 
 _NONE = inspect.Parameter.empty
 _NAMED, _VALUES = {"properties", "$defs"}, {"default", "const", "enum", "examples"}
@@ -52,7 +52,7 @@ class Signature:
 
 def describe(func: Callable[..., Any]) -> Description:
     """The name and the description of a function, a method, a partial or an object that can be called."""
-    inner = _innermost(func)
+    inner = innermost(func)
     name = getattr(inner, "__name__", None) or type(inner).__name__
     return Description(name, read_docstring(_doc(inner))[0])
 
@@ -64,8 +64,8 @@ def read_signature(func: Callable[..., Any], *, skip: Collection[str] = ()) -> S
     cannot be read.
     """
     name = describe(func).name
-    hints = _hints(func, name)
-    said = read_docstring(_doc(_innermost(func)))[1]
+    hints = hints_of(func)
+    said = read_docstring(_doc(innermost(func)))[1]
     fields: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     for parameter in inspect.signature(func).parameters.values():
@@ -81,6 +81,35 @@ def read_signature(func: Callable[..., Any], *, skip: Collection[str] = ()) -> S
         schema = _tidied(adapter.json_schema())
     validator = typing.cast("SchemaValidator", adapter.validator)
     return Signature(schema, validator, defaults, _inner_keys(adapter, fields), hints.get("return", Any))
+
+
+def innermost(func: Any) -> Any:
+    """What a partial, or a partial of one, calls in the end."""
+    while isinstance(func, partial):
+        func = func.func
+    return func
+
+
+def code_of(func: Any) -> Any:
+    """The function that is run in the end: that of an object or a class that is called, too."""
+    inner: Any = innermost(func)
+    if isinstance(inner, type):
+        return inner.__init__  # type: ignore[misc]
+    return inner if inspect.isroutine(inner) else type(inner).__call__
+
+
+def hints_of(func: Any, *, extras: bool = True) -> dict[str, Any]:
+    """The annotations with names resolved, those of the place where a local function was defined included.
+
+    Without `extras`, the type alone of what is `Annotated`. Raises `UsageError` for annotations that cannot be read.
+    """
+    code = code_of(func)
+    code = inspect.unwrap(getattr(code, "__func__", code))
+    try:
+        return typing.get_type_hints(code, localns=_locals(code), include_extras=extras)
+    except (NameError, TypeError) as error:
+        name = describe(func).name
+        raise UsageError(f"the annotations of {name!r} cannot be read: {error}; import what they name") from error
 
 
 def _adapter(name: str, fields: dict[str, Any]) -> TypeAdapter[Any]:
@@ -135,32 +164,12 @@ def _refuse_unnamed(parameter: inspect.Parameter, name: str) -> None:
         raise UsageError(f"the function {name!r} cannot be a tool: {written!r}: {reason}")
 
 
-def _innermost(func: Any) -> Any:
-    while isinstance(func, partial):
-        func = func.func
-    return func
-
-
 def _doc(inner: Any) -> str | None:
     """The docstring; that of an object that can be called is its class's own or its `__call__`'s."""
     if inspect.isroutine(inner) or isinstance(inner, type):
         return inner.__doc__
     call = type(inner).__call__
     return call.__doc__ or type(inner).__doc__
-
-
-def _hints(func: Any, name: str) -> dict[str, Any]:
-    """The annotations with names resolved, those of the place where a local function was defined included."""
-    inner: Any = _innermost(func)
-    if isinstance(inner, type):
-        inner = inner.__init__  # type: ignore[misc]
-    elif not inspect.isroutine(inner):
-        inner = type(inner).__call__
-    inner = inspect.unwrap(getattr(inner, "__func__", inner))
-    try:
-        return typing.get_type_hints(inner, localns=_locals(inner), include_extras=True)
-    except NameError as error:
-        raise UsageError(f"the annotations of {name!r} cannot be read: {error}; import what they name") from error
 
 
 def _locals(func: Any) -> dict[str, Any]:
