@@ -23,6 +23,7 @@ import pytest
 
 from penstock.config import load
 from penstock.llms.services import SERVICES
+from penstock.tools import DbExecutorFactory, FunctionExecutorFactory, HttpExecutorFactory
 from tests.conftest import require
 from tests.docs.pages import PAGES, ROOT, Block, blocks, commands, matches
 from tests.rig.serving import Process, running, serve_asgi
@@ -36,6 +37,7 @@ ELSEWHERE = {
     "pip": "installs; .ci/run does it with the built wheel",
 }
 DEMO_PORT = 8000
+FACTORIES = (FunctionExecutorFactory, HttpExecutorFactory, DbExecutorFactory)
 VARIABLES = [name for row in SERVICES.values() for name in (row.key_env, row.base_env) if name]
 
 
@@ -209,9 +211,13 @@ def demo() -> Iterator[Process]:
 
 @pytest.fixture
 def as_found() -> Iterator[None]:
-    """Gives back the process's tracer provider, which a page may set once."""
+    """Gives back what belongs to the process: the tracer provider, which a page may set once, and the executor types."""
     before = vars(opentelemetry.trace).copy()
+    types = {factory: factory.list_executor_types() for factory in FACTORIES}
     yield
+    for factory, names in types.items():
+        for name in set(factory.list_executor_types()) - set(names):
+            factory.unregister(name)
     for name in ("_TRACER_PROVIDER", "_TRACER_PROVIDER_SET_ONCE"):
         setattr(opentelemetry.trace, name, before[name])
 

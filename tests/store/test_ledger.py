@@ -344,12 +344,6 @@ def test_a_ledger_outlives_the_loops_it_is_used_from(path: Path) -> None:
     asyncio.run(ledger.aclose())
 
 
-def test_importing_penstock_does_not_load_sqlite() -> None:
-    script = "import sys, penstock, penstock.policies.idempotency; print('sqlite3' in sys.modules)"
-    process = child(script)
-    assert process.communicate()[0].strip() == "False"
-
-
 ACTIONS = st.tuples(
     st.sampled_from(["claim", "commit", "fail", "release", "doubt", "forget", "list"]), st.sampled_from("abc")
 )
