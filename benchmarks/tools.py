@@ -139,7 +139,9 @@ async def in_turns(
     clock: Callable[[], float] = process_time,
 ) -> dict[str, float]:
     """Microseconds of one call of every case; they take turns in each round, so that all meet the same machine."""
-    times = max(at_once, times // 20) if quick else times
+    if quick:
+        at_once = min(at_once, 10)
+        times = max(at_once, times // 50)
     taken: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(2 if quick else ROUNDS + 1):
         for name, call in cases.items():

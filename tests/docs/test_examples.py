@@ -211,7 +211,7 @@ def demo() -> Iterator[Process]:
 
 @pytest.fixture
 def as_found() -> Iterator[None]:
-    """Gives back what belongs to the process: the tracer provider, which a page may set once, and the executor types."""
+    """Gives back what is the process's: its tracer provider, which a page may set once, and its executor types."""
     before = vars(opentelemetry.trace).copy()
     types = {factory: factory.list_executor_types() for factory in FACTORIES}
     yield

@@ -41,17 +41,17 @@ async def test_the_value_is_the_same_called_either_way(subject: Subject) -> None
     assert encoded(raised.content)
 
 
-@pytest.mark.parametrize("arguments", ["{", "[]", '{"nobody_knows": 1}', b"\xff", "", '{"a": 1, "a": 2}'])
-async def test_wrong_arguments_are_refused_with_what_is_wrong(subject: Subject, arguments: str) -> None:
+async def test_wrong_arguments_are_refused_with_what_is_wrong(subject: Subject) -> None:
     tool = subject.make("good")
-    result = await tool.execute(arguments)
-    assert not result.ok
-    assert result.content is None
-    assert result.error is not None
-    assert result.error.code == "bad_arguments"
-    assert not result.error.retryable
-    with pytest.raises(BadArguments):
-        await execute(tool, ToolRequest(arguments))
+    for arguments in ("{", "[]", '{"nobody_knows": 1}', b"\xff", "", '{"a": 1, "a": 2}'):
+        result = await tool.execute(arguments)
+        assert not result.ok
+        assert result.content is None
+        assert result.error is not None
+        assert result.error.code == "bad_arguments"
+        assert not result.error.retryable
+        with pytest.raises(BadArguments):
+            await execute(tool, ToolRequest(arguments))
 
 
 async def test_without_the_permission_nothing_happens(subject: Subject) -> None:
