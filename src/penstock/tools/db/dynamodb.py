@@ -7,6 +7,8 @@ from functools import cache, partial
 from socket import gaierror
 from typing import Any
 
+from pydantic import SecretStr
+
 from penstock.errors import BadArguments, ToolError
 from penstock.net.loops import PerLoop
 from penstock.tools.db.base import BaseDbExecutor, Failures, bounded, driver_module, failed, revealed
@@ -59,9 +61,10 @@ class DynamoDBExecutor(BaseDbExecutor[DynamoDbToolSpec]):
         self._raised = (boto.BotoCoreError, boto.ClientError, OSError, ValueError)
         given = {"aws_access_key_id": spec.access_key_id, "aws_secret_access_key": spec.secret_access_key}
         given["aws_session_token"] = spec.session_token
-        self._keys = {name: revealed(secret, self.variable) for name, secret in given.items() if secret is not None}
+        keys = {name: revealed(secret, self.variable) for name, secret in given.items() if secret is not None}
+        self._keys = {name: SecretStr(key) for name, key in keys.items()}
         self._client = PerLoop(self._open, _close)
-        self._failures = Failures(partial(translated, safe=self.safe), self._keys.values())
+        self._failures = Failures(partial(translated, safe=self.safe), keys.values())
         self._request, self._bound = _fixed(spec), _bound(spec)
 
     async def _execute_db_operation(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Any:
@@ -133,7 +136,8 @@ class DynamoDBExecutor(BaseDbExecutor[DynamoDbToolSpec]):
             retries={"total_max_attempts": 1},
         )
         place = {"region_name": self.spec.region, "endpoint_url": self.spec.endpoint_url}
-        return await session.create_client("dynamodb", config=config, **place, **self._keys).__aenter__()
+        keys = {name: key.get_secret_value() for name, key in self._keys.items()}
+        return await session.create_client("dynamodb", config=config, **place, **keys).__aenter__()
 
 
 @cache

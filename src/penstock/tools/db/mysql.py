@@ -11,6 +11,8 @@ from time import monotonic
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from pydantic import SecretStr
+
 from penstock.errors import ToolError, ToolTimeout, UsageError
 from penstock.net.loops import PerLoop
 from penstock.tools.db.base import BaseDbExecutor, Failures, driver_module, failed, password_of, revealed, sent, shaped
@@ -63,7 +65,8 @@ class MySqlExecutor(BaseDbExecutor[MySqlToolSpec]):
         self._raised = (self._asyncmy.errors.MySQLError, OSError, EOFError, ValueError)
         dsn = revealed(spec.dsn, self.variable)
         secrets = password_of(dsn)
-        self._address = address_of(dsn)
+        address_of(dsn)  # refused now, not at the first call
+        self._dsn = SecretStr(dsn)
         self._sql, self._names = read_statement(spec.statement, "mysql").marked()
         self._pool = PerLoop(self._open, _Connections.aclose)
         self._failures = Failures(partial(translated, safe=self.safe), secrets)
@@ -78,7 +81,7 @@ class MySqlExecutor(BaseDbExecutor[MySqlToolSpec]):
         await self._pool.aclose()
 
     async def _open(self) -> _Connections:
-        return _Connections(self._asyncmy, self._address, self.spec, self._sql)
+        return _Connections(self._asyncmy, address_of(self._dsn.get_secret_value()), self.spec, self._sql)
 
 
 class _Session:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+from pydantic import SecretStr
 from pydantic_core import to_json
 
 from penstock.errors import ToolError, ToolTimeout, UsageError
@@ -73,13 +74,14 @@ class PostgreSqlExecutor(BaseDbExecutor[PostgreSqlToolSpec]):
         super().__init__(spec, **options)
         self._asyncpg = pg = driver_module("asyncpg", extra="postgresql")
         self._raised = (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError, EOFError, ValueError)
-        self._dsn = revealed(spec.dsn, self.variable)
-        if not self._dsn.startswith(("postgresql://", "postgres://")):
+        dsn = revealed(spec.dsn, self.variable)
+        if not dsn.startswith(("postgresql://", "postgres://")):
             raise UsageError("the dsn is no address of PostgreSQL: write postgresql://user:password@host:port/database")
         statement = read_statement(spec.statement, "postgresql")
         self._sql, self._names = _limited(statement, spec), statement.names
         self._pool = PerLoop(self._open, _close)
-        self._failures = Failures(partial(translated, safe=self.safe), password_of(self._dsn))
+        self._failures = Failures(partial(translated, safe=self.safe), password_of(dsn))
+        self._dsn = SecretStr(dsn)
 
     async def _execute_db_operation(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Any:
         values = [args.get(name) for name in self._names]
@@ -121,7 +123,7 @@ class PostgreSqlExecutor(BaseDbExecutor[PostgreSqlToolSpec]):
         if self.spec.read_only:
             settings["default_transaction_read_only"] = "on"
         return await self._asyncpg.create_pool(
-            self._dsn,
+            self._dsn.get_secret_value(),
             min_size=0,
             max_size=self.spec.pool_size,
             timeout=CONNECT_S,
