@@ -19,26 +19,21 @@ from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 import msgspec
 
 from penstock.errors import (
-    BadArguments,
-    BadRequest,
     Conflict,
-    Denied,
-    LimitReached,
     PenstockError,
-    RequestError,
     ToolError,
     ToolFailed,
     Unauthorized,
-    UsageError,
 )
 from penstock.messages import is_object
 from penstock.policies import Policy
+from penstock.policies.breaker import CALLERS
 from penstock.policies.cache import Flight, document_of
 from penstock.root import outlive
 from penstock.run import Executor, Principal, Run
 
 State: TypeAlias = Literal["running", "done", "failed", "unknown"]
-HARMLESS = (RequestError, BadArguments, Denied, BadRequest, Unauthorized, LimitReached, UsageError)
+HARMLESS = (*CALLERS, Unauthorized)
 DAY_S = 86_400.0
 RETRY_S = 1.0
 

@@ -14,9 +14,9 @@ from pydantic import SecretStr
 from penstock.errors import MissingExtra, ToolError, ToolFailed, UsageError
 from penstock.messages import is_object
 from penstock.net import Secret
-from penstock.net.secrets import variables
+from penstock.net.secrets import REFERENCE, variables
 from penstock.tools.base import BaseToolExecutor, Hook
-from penstock.tools.db.spec import REFERENCE, DbToolSpec, SqlToolSpec
+from penstock.tools.db.spec import DbToolSpec, SqlToolSpec
 from penstock.tools.result import ToolContext, ToolResult
 
 Spec = TypeVar("Spec", bound=DbToolSpec)

@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, model_validator
 
 from penstock.messages import is_array, is_object
+from penstock.net.secrets import REFERENCE
 from penstock.tools.db.statement import Dialect, read_statement
 from penstock.tools.spec import Count, Seconds, ToolSpec
 
-REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 ARGUMENT = re.compile(r":([A-Za-z_]\w*)")
 Fetch: TypeAlias = Literal["all", "one", "affected"]
 Operation: TypeAlias = Literal["get", "put", "update", "delete", "query", "scan"]

@@ -13,11 +13,11 @@ from yarl import URL
 
 from penstock.errors import Denied, ToolError, UsageError
 from penstock.net import Secret, origin_of, session
-from penstock.net.secrets import variables
+from penstock.net.secrets import REFERENCE, variables
 from penstock.tools.base import BaseToolExecutor, Hook
 from penstock.tools.http.answer import Reading, from_network
 from penstock.tools.http.mapping import Plan
-from penstock.tools.http.spec import REFERENCE, HttpToolSpec, Template
+from penstock.tools.http.spec import HttpToolSpec, Template
 from penstock.tools.result import ToolContext
 
 if TYPE_CHECKING:

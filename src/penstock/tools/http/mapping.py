@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 from penstock.errors import BadArguments
 from penstock.messages import is_array, is_object
-from penstock.tools.http.spec import REFERENCE, WITH_BODY, HttpToolSpec, Template, shown, used_names
+from penstock.net.secrets import REFERENCE
+from penstock.tools.http.spec import WITH_BODY, HttpToolSpec, Template, shown, used_names
 from penstock.tools.value import encoded
 
 PATH_SAFE = "%:@!$&'()*+,;=-._~"
