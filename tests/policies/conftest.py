@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 from opentelemetry import trace as otel
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+
+
+class Clock:
+    """The time that a policy sees, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    @classmethod
+    def of(cls, monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> Clock:
+        """The clock that a module reads from now on."""
+        moved = cls()
+        monkeypatch.setattr(module, "monotonic", moved)
+        return moved
 
 
 class Spans(SpanProcessor):

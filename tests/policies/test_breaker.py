@@ -25,6 +25,7 @@ from penstock.policies import breaker as breaker_module
 from penstock.policies.breaker import breaker
 from penstock.policies.retry import retry
 from penstock.run import Executor, Run, execute
+from tests.policies.conftest import Clock
 
 CALLERS = (
     BadArguments("no"),
@@ -37,21 +38,9 @@ CALLERS = (
 )
 
 
-class Clock:
-    """The time that the breaker sees, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    moved = Clock()
-    monkeypatch.setattr(breaker_module, "monotonic", moved)
-    return moved
+    return Clock.of(monkeypatch, breaker_module)
 
 
 async def works(request: Any, run: Run) -> Any:

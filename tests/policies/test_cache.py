@@ -21,25 +21,14 @@ from penstock.policies import cache as cache_module
 from penstock.policies.cache import by_caller, cache
 from penstock.run import LOCAL, Principal, Run, execute, execute_stream
 from penstock.testing import Heard, ScriptedLlm
+from tests.policies.conftest import Clock
 
 ALICE, BOB, CAROL = Principal("alice", "one"), Principal("bob", "one"), Principal("alice", "two")
 
 
-class Clock:
-    """The time that the cache sees, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    moved = Clock()
-    monkeypatch.setattr(cache_module, "monotonic", moved)
-    return moved
+    return Clock.of(monkeypatch, cache_module)
 
 
 class Counted:

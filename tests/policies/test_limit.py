@@ -19,23 +19,12 @@ from penstock.policies import limit as limit_module
 from penstock.policies.limit import limit
 from penstock.run import Executor, Run, execute, execute_stream
 from penstock.testing import Heard, ScriptedLlm
-
-
-class Clock:
-    """The time that the buckets see, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.policies.conftest import Clock
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    moved = Clock()
-    monkeypatch.setattr(limit_module, "monotonic", moved)
-    return moved
+    return Clock.of(monkeypatch, limit_module)
 
 
 class Gate:

@@ -124,9 +124,11 @@ def test_sqlite_finds_the_same_parameters(pieces: list[str]) -> None:
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TEMP TABLE t (n)")
     try:
-        connection.execute(text, {"p": 1, "q": 2})
-        connection.execute(statement.numbered("?"), [1 if name == "p" else 2 for name in statement.names])
+        asked = connection.execute(text, {"p": 1, "q": 2}).fetchall()
     except sqlite3.OperationalError:
         return  # not SQL
+    else:
+        values = [1 if name == "p" else 2 for name in statement.names]
+        assert connection.execute(statement.numbered("?"), values).fetchall() == asked
     finally:
         connection.close()
