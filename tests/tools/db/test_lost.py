@@ -160,6 +160,8 @@ async def test_a_cancel_arrives_where_the_server_is_gone(far: Far) -> None:
         asking.cancel()
         await asyncio.wait([asking], timeout=2)
         assert asking.cancelled()
+        way.cut = False
+        assert (await tool.execute({"a": 3})).ok
 
 
 async def test_a_connection_that_breaks_within_a_write_is_not_one_that_was_never_made(far: Far) -> None:

@@ -13,6 +13,7 @@ from asyncpg import exceptions
 from penstock.errors import ToolTimeout, UsageError
 from penstock.tools.db import PostgreSqlExecutor, PostgreSqlToolSpec
 from penstock.tools.db.postgresql import STATES, translated
+from penstock.tools.result import ToolContext
 from tests.rig.postgres import PASSWORD, Postgres
 from tests.tools.db.shops import Shop
 
@@ -110,10 +111,47 @@ async def test_a_cancel_reaches_the_server(postgresql: Shop) -> None:
     asking = asyncio.create_task(tool.execute({}))
     await asyncio.sleep(0.1)
     asking.cancel()
+    await asyncio.sleep(0)
+    asking.cancel()  # the second one does not hold up the first
     await asyncio.gather(asking, return_exceptions=True)
     await asyncio.sleep(0.1)
     active = f"SELECT count(*) AS n {OTHERS} AND state = 'active' AND query LIKE '%AS nap%'"
     assert await postgresql.ask(active) == [{"n": 0}]
+    await tool.aclose()
+
+
+async def test_a_cancelled_call_leaves_its_connection_to_the_next_with_nothing_set(postgresql: Shop) -> None:
+    statement = "SELECT pg_backend_pid() AS pid, current_setting('work_mem') AS before,"
+    statement += " CASE WHEN :a THEN set_config('work_mem', '9MB', false) END AS set, pg_sleep(:b)::text AS nap"
+    tool = postgresql.tool(statement, ANYTHING, fetch="one", pool_size=1, read_only=False)
+    first = (await tool.execute({"a": True, "b": 0})).content
+    asking = asyncio.create_task(tool.execute({"a": False, "b": 30}))
+    await asyncio.sleep(0.1)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    second = (await asyncio.wait_for(tool.execute({"a": False, "b": 0}), 2)).content
+    await tool.aclose()
+    assert first["pid"] == second["pid"]
+    assert (first["set"], second["before"]) == ("9MB", first["before"])
+
+
+async def test_a_call_that_is_dropped_leaves_its_place_to_the_next(postgresql: Shop) -> None:
+    tool = postgresql.tool("SELECT pg_backend_pid() AS pid, pg_sleep(:a)::text AS nap", ANYTHING, pool_size=1)
+    first = (await tool.execute({"a": 0})).content
+    dropped: Any = tool._execute_db_operation({"a": 1}, ToolContext(), 1.0)
+    dropped.send(None)  # it waits for the server now
+    dropped.close()
+    second = (await asyncio.wait_for(tool.execute({"a": 0}), 0.8)).content
+    await tool.aclose()
+    assert first[0]["pid"] != second[0]["pid"]
+
+
+async def test_a_table_that_changes_is_read_as_it_is_now(postgresql: Shop) -> None:
+    await postgresql.ask("CREATE TABLE changing AS SELECT 1 AS a")
+    tool = postgresql.tool("SELECT * FROM changing")
+    assert (await tool.execute({})).content == [{"a": 1}]
+    await postgresql.ask("ALTER TABLE changing ADD COLUMN b text DEFAULT 'x'")
+    assert (await tool.execute({})).content == [{"a": 1, "b": "x"}]
     await tool.aclose()
 
 

@@ -7,8 +7,9 @@ import os
 import shutil
 import sqlite3
 import threading
+from contextlib import suppress
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
 
@@ -264,6 +265,38 @@ async def test_a_statement_that_needs_too_much_memory_leaves_its_thread_at_work(
         assert (error.code, error.retryable) == ("out_of_resources", False)
         assert (await asyncio.wait_for(executor.execute({"much": False}), 2)).content == [{"n": 5}]
     await asyncio.wait_for(executor.aclose(), 2)
+
+
+async def test_answers_that_nobody_waits_for_disturb_no_other(path: Path) -> None:
+    executor, faults = tool(path, READ), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    asking = [asyncio.create_task(executor.execute({})) for _ in range(20)]
+    await asyncio.sleep(0)
+    for task in asking[::2]:
+        task.cancel()
+    await asyncio.wait(asking, timeout=2)
+    await executor.aclose()
+    assert all(task.result().ok for task in asking[1::2])
+    assert faults == []
+
+
+def test_a_loop_that_ended_meanwhile_leaves_the_thread_at_work(path: Path) -> None:
+    executor = tool(path, "SELECT nap(:s) AS n", parameters={"s": "number"})
+    connect = executor._connect
+
+    def napping() -> sqlite3.Connection:
+        connection = connect()
+        connection.create_function("nap", 1, sleep)
+        return connection
+
+    async def leave() -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(executor.execute({"s": 0.1}), 0.03)
+
+    executor._threads._connect = napping
+    asyncio.run(leave())
+    assert asyncio.run(asyncio.wait_for(executor.execute({"s": 0}), 1)).ok
+    asyncio.run(executor.aclose())
 
 
 async def test_case_24_a_file_that_is_named_like_a_pragma_is_another_file(

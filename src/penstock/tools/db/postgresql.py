@@ -1,4 +1,4 @@
-"""`PostgreSqlExecutor`: a declared statement on PostgreSQL, through a pool of asyncpg connections."""
+"""`PostgreSqlExecutor`: a declared statement on PostgreSQL, through connections of asyncpg."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pydantic_core import to_json
 from penstock.errors import ToolError, ToolTimeout, UsageError
 from penstock.net.loops import PerLoop
 from penstock.tools.db.base import BaseDbExecutor, Failures, driver_module, failed, password_of, revealed, sent, shaped
+from penstock.tools.db.connections import Connections
 from penstock.tools.db.spec import PostgreSqlToolSpec
 from penstock.tools.db.statement import Statement, read_statement
 from penstock.tools.db.values import rows_of
@@ -23,7 +24,6 @@ from penstock.tools.result import ToolContext
 
 CONNECT_S = 10.0
 RELEASE_S = 0.5
-CLOSE_S = 2.0
 WRAPPED = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 AS_TEXT = ("date", "time", "timetz", "interval")
 RETRYABLE = frozenset({"conflict", "database_locked", "too_many_connections", "unavailable"})
@@ -79,25 +79,37 @@ class PostgreSqlExecutor(BaseDbExecutor[PostgreSqlToolSpec]):
             raise UsageError("the dsn is no address of PostgreSQL: write postgresql://user:password@host:port/database")
         statement = read_statement(spec.statement, "postgresql")
         self._sql, self._names = _limited(statement, spec), statement.names
-        self._pool = PerLoop(self._open, _close)
+        self._connections = PerLoop(self._open, Connections[Any].aclose)
         self._failures = Failures(partial(translated, safe=self.safe), password_of(dsn))
         self._dsn = SecretStr(dsn)
 
     async def _execute_db_operation(self, args: dict[str, Any], ctx: ToolContext, timeout: float) -> Any:
         values = [args.get(name) for name in self._names]
-        pool = await self._pool.get()
-        connection = await pool.acquire()
+        connections = await self._connections.get()
+        connection = await connections.take()
+        settled = False
         try:
             with sent():
-                return await self._ask(connection, values)
+                answer = await self._ask(connection, values)
+            settled = True
+        except (self._asyncpg.PostgresError, ValueError):  # the server's answer, or refused before it was sent
+            settled = True
+            raise
+        except GeneratorExit:  # the call was dropped: it cannot wait
+            connection.terminate()
+            raise
         finally:
-            # Where the server is gone, or takes its time, asyncpg has terminated it: that changes no call's end.
-            with suppress(OSError, self._asyncpg.PostgresError, self._asyncpg.InterfaceError):
-                await pool.release(connection, timeout=RELEASE_S)
+            # No reset, which costs a round trip: a declared statement may not begin a transaction, set a variable,
+            # listen or declare a cursor, and a setting that it changes through a function is its own.
+            if settled or connection.is_closed():
+                connections.give(connection)
+            else:
+                await asyncio.shield(self._mend(connections, connection))
+        return answer
 
     async def aclose(self) -> None:
-        """Close this loop's pool; the next call opens a new one."""
-        await self._pool.aclose()
+        """Close this loop's connections; the next call opens new ones."""
+        await self._connections.aclose()
 
     async def _ask(self, connection: Any, values: Sequence[Any]) -> Any:
         answer = await self._fetched(connection, values)
@@ -117,28 +129,33 @@ class PostgreSqlExecutor(BaseDbExecutor[PostgreSqlToolSpec]):
             rows = await connection.fetch(self._sql, *values)
         return shaped(rows_of(list(rows[0].keys()), rows) if rows else [], self.spec)
 
-    async def _open(self) -> Any:
+    async def _mend(self, connections: Connections[Any], connection: Any) -> None:
+        """Wait until the server has stopped what a call left behind, and give the connection back.
+
+        Where the server is gone, or takes its time, the connection is closed.
+        """
+        mended = False
+        try:
+            with suppress(OSError, self._asyncpg.PostgresError, self._asyncpg.InterfaceError):
+                await connection.reset(timeout=RELEASE_S)
+                mended = True
+        finally:
+            if not mended:
+                connection.terminate()
+            connections.give(connection)
+
+    async def _open(self) -> Connections[Any]:
+        return Connections(self._connect, most=self.spec.pool_size)
+
+    async def _connect(self) -> Any:
         settings = {"DateStyle": "ISO", "IntervalStyle": "iso_8601"}
         settings["statement_timeout"] = str(math.ceil(self.spec.timeout_s * 1000))
         if self.spec.read_only:
             settings["default_transaction_read_only"] = "on"
-        return await self._asyncpg.create_pool(
-            self._dsn.get_secret_value(),
-            min_size=0,
-            max_size=self.spec.pool_size,
-            timeout=CONNECT_S,
-            server_settings=settings,
-            init=_choose_codecs,
-            reset=_keep,
-        )
-
-
-async def _close(pool: Any) -> None:
-    try:
-        async with asyncio.timeout(CLOSE_S):
-            await pool.close()
-    except TimeoutError:
-        pool.terminate()
+        dsn = self._dsn.get_secret_value()
+        connection = await self._asyncpg.connect(dsn, timeout=CONNECT_S, server_settings=settings)
+        await _choose_codecs(connection)
+        return connection
 
 
 def _limited(statement: Statement, spec: PostgreSqlToolSpec) -> str:
@@ -152,14 +169,6 @@ def _limited(statement: Statement, spec: PostgreSqlToolSpec) -> str:
 def _still_reads(connection: Any) -> bool:
     # PostgreSQL tells this setting at once whenever it changes, so that looking costs no round trip.
     return bool(connection.get_settings().default_transaction_read_only == "on")
-
-
-async def _keep(_: Any) -> None:
-    """Takes the place of asyncpg's own reset, which costs a round trip at every release.
-
-    What a reset would undo cannot be there: a pool serves one declared statement, which may not begin a transaction,
-    set a variable, listen or declare a cursor; a setting that it changes through a function is its own.
-    """
 
 
 async def _choose_codecs(connection: Any) -> None:

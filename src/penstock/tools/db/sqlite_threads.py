@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, TypeAlias
@@ -18,30 +20,49 @@ Connect: TypeAlias = Callable[[], sqlite3.Connection]
 Work: TypeAlias = Callable[[sqlite3.Connection, Sequence[Any]], Any]
 
 
+class _Answers:
+    """The way back into a loop: what threads finish until it looks is handed over at once, as waking it is dear."""
+
+    __slots__ = ("_ready", "_woken", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._ready: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        self._woken = False
+
+    def put(self, future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+        """Hand an answer to who waits, from another thread."""
+        self._ready.append((future, value, error))
+        if not self._woken:  # looked at after the answer is there, as `_deliver` changes it before it looks
+            self._woken = True
+            with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
+                self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False
+        while self._ready:
+            future, value, error = self._ready.popleft()
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+
+
 class _Job:
     """One question: its values, who waits for the answer, and until when (monotonic seconds)."""
 
-    __slots__ = ("abandoned", "future", "loop", "until", "values")
+    __slots__ = ("_answers", "abandoned", "future", "until", "values")
 
-    def __init__(self, values: Sequence[Any] | None, loop: asyncio.AbstractEventLoop, until: float) -> None:
-        self.values, self.loop, self.until = values, loop, until
-        self.future: asyncio.Future[Any] = loop.create_future()
+    def __init__(self, values: Sequence[Any] | None, answers: _Answers, until: float) -> None:
+        self.values, self._answers, self.until = values, answers, until
+        self.future: asyncio.Future[Any] = answers.loop.create_future()
         self.abandoned = False
 
     def settle(self, value: Any, error: BaseException | None) -> None:
         """Hand the answer to who waits, from another thread."""
-        try:
-            self.loop.call_soon_threadsafe(self._set, value, error)
-        except RuntimeError:  # the loop was closed meanwhile: nobody waits
-            return
-
-    def _set(self, value: Any, error: BaseException | None) -> None:
-        if self.future.done():
-            return
-        if error is None:
-            self.future.set_result(value)
-        else:
-            self.future.set_exception(error)
+        self._answers.put(self.future, value, error)
 
 
 class SqliteThreads:
@@ -53,11 +74,15 @@ class SqliteThreads:
         self._lock = threading.Lock()
         self._threads = self._served = 0
         self._watched: asyncio.AbstractEventLoop | None = None
+        self._answers: _Answers | None = None
 
     async def ask(self, values: Sequence[Any], timeout: float) -> Any:
         """What `work` returns or raises for these values; it is stopped after `timeout` seconds, or on a cancel."""
         loop = asyncio.get_running_loop()
-        job = _Job(values, loop, monotonic() + timeout)
+        answers = self._answers
+        if answers is None or answers.loop is not loop:
+            answers = self._answers = _Answers(loop)
+        job = _Job(values, answers, monotonic() + timeout)
         with self._lock:
             self._jobs.put(job)
             if not self._threads:
@@ -72,9 +97,9 @@ class SqliteThreads:
 
     async def aclose(self) -> None:
         """Close every connection, and wait until it is; what runs is finished first."""
-        loop = asyncio.get_running_loop()
+        answers, self._answers = _Answers(asyncio.get_running_loop()), None
         with self._lock:
-            ends = [_Job(None, loop, 0.0) for _ in range(self._threads)]
+            ends = [_Job(None, answers, 0.0) for _ in range(self._threads)]
             for end in ends:
                 self._jobs.put(end)
         await asyncio.gather(*(end.future for end in ends))
