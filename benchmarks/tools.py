@@ -19,13 +19,14 @@ from itertools import count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter, process_time
+from time import monotonic, perf_counter, process_time
 from typing import Any
 
 from pydantic import BaseModel
 
 from benchmarks.child import serving
 from benchmarks.table import Figure
+from penstock.policies.timeout import Deadline
 from penstock.store.ledger import SqliteLedger
 from penstock.tools import (
     BaseToolExecutor,
@@ -39,6 +40,8 @@ from penstock.tools import (
     SqliteExecutor,
     SqliteToolSpec,
 )
+from penstock.tools.meter import meter
+from penstock.tools.value import normaliser
 
 TITLE = "Tools, on asyncio (medians of the rounds; microseconds of CPU for one call)"
 ROUNDS = 9
@@ -107,6 +110,22 @@ def limited(func: Callable[..., Awaitable[object]]) -> Call:
     return call
 
 
+def of_parts(tool: FunctionToolExecutor) -> Call:
+    """The floor of a tool without policies: the parts that it is made of, called one after the other."""
+    spec, func, parse = tool.spec, tool.func, tool.arguments.parse
+    normalise, record = normaliser(spec), meter(spec)
+
+    async def call() -> object:
+        began = monotonic()
+        with Deadline(spec.timeout_s):
+            value = await func(**parse(GOOD))
+        result = normalise(value, monotonic() - began, None)
+        record(monotonic() - began, "ok")
+        return result.content
+
+    return call
+
+
 def asking(tool: BaseToolExecutor[Any], write: Callable[[], str] = lambda: GOOD) -> Call:
     """Calls of a tool with what `write` gives, each of which must succeed."""
 
@@ -164,8 +183,9 @@ async def functions(*, quick: bool) -> list[Figure]:
     async def in_thread() -> object:
         return await asyncio.to_thread(order_in_thread, **json.loads(GOOD))
 
-    cases = {"floor": by_hand(order), "limited": limited(order), "tool": asking(tool), "plain": asking(plain)}
-    one = await in_turns(cases | {"refused": refused}, times=2000, quick=quick)
+    cases = {"floor": by_hand(order), "limited": limited(order), "tool": asking(tool), "refused": refused}
+    none = {"parts": of_parts(plain), "plain": asking(plain)}
+    one = await in_turns(cases | none, times=2000, quick=quick)
     many_cases = {"floor": by_hand(order_later), "limited": limited(order_later), "tool": asking(slow)}
     many = await in_turns(many_cases, times=1000, quick=quick, at_once=1000)
     threads = await in_turns({"floor": in_thread, "tool": asking(threaded)}, times=500, quick=quick)
@@ -175,6 +195,7 @@ async def functions(*, quick: bool) -> list[Figure]:
         Figure("function, by hand with asyncio.timeout", limit, "us", one["floor"]),
         Figure("function, deadline and retry (floor: that)", one["tool"], "us", limit, limit),
         Figure("function, deadline alone", one["plain"], "us", limit, limit),
+        Figure("function, deadline alone (floor: its parts)", one["plain"], "us", one["parts"], 1.3 * one["parts"]),
         Figure("function, wrong arguments", one["refused"], "us", one["floor"], 4 * one["floor"]),
         Figure("by hand with asyncio.timeout, 1,000 at once", many["limited"], "us", many["floor"]),
         beside("function, 1,000 at once", many, 1.5),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -231,3 +232,18 @@ async def test_deadline_without_time_fires_at_the_first_wait() -> None:
     with pytest.raises(TimeoutError):
         async with Deadline(0):
             await asyncio.sleep(BOUND_S)
+
+
+async def test_a_value_that_is_given_in_spite_of_the_limit_is_kept() -> None:
+    async def stubborn() -> str:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(BOUND_S)
+        return "done"
+
+    with Deadline(0.02) as deadline:
+        assert await stubborn() == "done"
+    assert deadline.expired
+    assert await Deadline(0.02).over(stubborn()) == "done"
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
+import weakref
 from collections.abc import AsyncGenerator
+from types import CoroutineType
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from pydantic import SecretStr
 
 from penstock import execute
 from penstock.errors import BadArguments, ToolFailed, Unavailable, UsageError
-from penstock.events import Text
+from penstock.events import Retrying, Text
 from penstock.messages import ToolCall, text_of
 from penstock.policies.idempotency import MemoryLedger
 from penstock.run import Run
@@ -24,6 +27,7 @@ from penstock.tools import (
     FunctionToolExecutor,
     FunctionToolSpec,
     IdempotencySpec,
+    LimitSpec,
     RetrySpec,
     ToolContext,
     ToolFault,
@@ -290,3 +294,64 @@ async def test_two_tools_of_one_name_are_refused() -> None:
 
 async def test_an_answer_without_calls_has_no_answers() -> None:
     assert await run_calls([], []) == []
+
+
+@pytest.mark.parametrize(("fields", "own"), [({}, 2), ({"retry": RetrySpec()}, 2), ({"limit": LimitSpec()}, 4)])
+async def test_a_policy_that_is_not_configured_is_no_layer_of_a_call(fields: dict[str, Any], own: int) -> None:
+    done = asyncio.Event()
+
+    @tool(**fields)
+    async def waits() -> str:
+        await done.wait()
+        return "done"
+
+    call = asyncio.create_task(waits.execute({}))
+    await asyncio.sleep(0)
+    layers = list[str]()
+    inner: Any = call.get_coro()
+    while isinstance(inner, CoroutineType):
+        layers.append(inner.__name__)
+        inner = inner.cr_await
+    assert layers.index("waits") == own
+    done.set()
+    assert (await call).content == "done"
+
+
+async def test_a_retried_call_tells_that_and_what_it_raised_is_freed_at_once() -> None:
+    class Lost(Exception):
+        pass
+
+    left: list[weakref.ref[Lost]] = []
+
+    @tool(retry=RetrySpec(attempts=2, base_s=0), idempotency=IdempotencySpec(safe=True))
+    async def fails() -> None:
+        left.append(weakref.ref(error := Lost("gone")))
+        try:
+            raise ToolFailed("again", retryable=True) from error
+        finally:
+            del error
+
+    gc.disable()
+    try:
+        with pytest.raises(ToolFailed, match="again"):
+            await execute(fails, ToolRequest("{}"), heard := Heard())
+        assert [event.attempt for event in heard.events if isinstance(event, Retrying)] == [2]
+        heard.events.clear()
+        assert not (await fails.execute({})).ok
+        assert [each() for each in left] == [None] * 4
+    finally:
+        gc.enable()
+
+
+async def test_a_call_without_a_run_is_a_root_of_its_own_for_a_function_that_is_given_one() -> None:
+    ended: list[str] = []
+
+    @tool
+    async def notes(name: str, ctx: ToolContext) -> str:
+        assert ctx.run is not None
+        ctx.run.closing(lambda outcome: ended.append(f"{name}: {type(outcome).__name__}"))
+        return name
+
+    for name in ("one", "two"):
+        await notes.execute({"name": name})
+    assert ended == ["one: Finished", "two: Finished"]

@@ -22,10 +22,12 @@ Value = TypeVar("Value")
 
 
 class Deadline:
-    """A time limit that can be paused: `async with Deadline(30) as deadline`, or `await Deadline(30).over(work)`.
+    """A time limit that can be paused: `with Deadline(30) as deadline`, or `await Deadline(30).over(work)`.
 
-    Raises `TimeoutError` at its end. With `idle_s`, each stretch between a `resume()` and the next `pause()` is limited
-    too, the first one excepted. One timer serves the whole; it is not moved when the limit is.
+    Raises `TimeoutError` at its end, whatever error the work makes of that, and an error that is raised over a cancel
+    does not take its place; with `async with` such errors pass as they are. With `idle_s`, each stretch between a
+    `resume()` and the next `pause()` is limited too, the first one excepted. One timer serves the whole; it is not
+    moved when the limit is.
     """
 
     __slots__ = (
@@ -55,9 +57,28 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
         self.expired = self.idled = False
 
-    async def __aenter__(self) -> Self:
-        self._begin()
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._task = task = asyncio.current_task(loop)
+        self._cancels = task.cancelling() if task else 0
+        if self._idle is None and monotonic() - self._due + self._seconds < PROMPT_S:
+            self._watch = _watch(loop, self._seconds)
+            self._watch.add(self, self._due)
+        else:
+            self._arm(self._left())
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        task = self._task
+        if self._end() and error is not None:
+            raise TimeoutError from error
+        if isinstance(error, Exception) and task is not None and task.cancelling() > self._cancels:
+            raise asyncio.CancelledError from error
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -72,29 +93,25 @@ class Deadline:
             waiting = work.send(None)
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
-        self._begin()
-        try:
-            while True:
-                try:
-                    sent = yield waiting
-                except GeneratorExit:
-                    work.close()
-                    raise
-                except BaseException as error:  # thrown where the work waits, which decides what it means
-                    waiting = work.throw(error)
-                else:
-                    waiting = work.send(sent)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-        except BaseException as error:  # what is raised over a cancel does not take its place
-            task = self._task
-            if self._end():
-                raise TimeoutError from error
-            if isinstance(error, Exception) and task is not None and task.cancelling() > self._cancels:
-                raise asyncio.CancelledError from error
-            raise
-        finally:
-            self._end()
+        with self:
+            try:
+                while True:
+                    try:
+                        sent = yield waiting
+                    except GeneratorExit:
+                        work.close()
+                        raise
+                    except BaseException as error:  # thrown where the work waits, which decides what it means
+                        waiting = work.throw(error)
+                    else:
+                        waiting = work.send(sent)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the task that works was cancelled since it began, by this limit or by anybody else."""
+        return self._task is not None and self._task.cancelling() > self._cancels
 
     def pause(self) -> None:
         """Stop the clock; pauses nest."""
@@ -124,20 +141,12 @@ class Deadline:
         if self._idle_from is not None:
             self._idle_from = monotonic()
 
-    def _begin(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._task = task = asyncio.current_task(loop)
-        self._cancels = task.cancelling() if task else 0
-        left = self._left()
-        if self._idle is None and self._seconds - left < PROMPT_S:
-            self._watch = _watch(loop, self._seconds)
-            self._watch.add(self, self._due)
-        else:
-            self._arm(left)
-
     def _end(self) -> bool:
         """Stop the clock for good, also for a task that was left behind; whether the limit cancelled this one."""
-        self.pause()
+        self._paused += 1
+        if self._watch is not None:
+            self._watch.waiting.pop(self, None)
+            self._watch = None
         if self._timer is not None:
             self._timer.cancel()
         task, self._task = self._task, None

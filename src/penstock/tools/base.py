@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import aclosing
 from time import monotonic
 from types import CoroutineType
-from typing import Any, Generic, TypeGuard, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeGuard, TypeVar, cast
 
 import msgspec
 
@@ -22,6 +22,7 @@ from penstock.messages import Usage
 from penstock.policies import Policy, wrap
 from penstock.policies.idempotency import Ledger
 from penstock.policies.timeout import Deadline
+from penstock.root import Root
 from penstock.run import LOCAL, Run, execute
 from penstock.tools.arguments.parsing import Arguments
 from penstock.tools.meter import meter, traced
@@ -35,6 +36,8 @@ Spec = TypeVar("Spec", bound=ToolSpec)
 Hook = Awaitable[Any] | AsyncIterator[Any]
 
 _NO_CONTEXT = ToolContext()
+_UNHEARD = Root(None, ())
+_ALONE = Run("", _UNHEARD.tell, LOCAL, None, _UNHEARD)  # of calls that nobody hears, and that are not given it
 
 
 class BaseToolExecutor(Generic[Spec]):
@@ -46,6 +49,8 @@ class BaseToolExecutor(Generic[Spec]):
 
     speaks: bool = True
     """Whether a call may tell events; where it cannot, nobody listens for the usage of models it asks."""
+    alone: bool = False
+    """Whether the run stays unknown to what a call reaches: one that nobody hears then needs no root of its own."""
 
     def __init__(
         self,
@@ -73,7 +78,11 @@ class BaseToolExecutor(Generic[Spec]):
             late=self._late,
             ledger=ledger,
         )
-        self._inner = wrap(self._attempt, inner)
+        retried = len(inner) == 1 and spec.retry is not None
+        self._again = inner[0] if retried else None
+        plain = not self._speaks and (retried or not inner)
+        self._inner = None if plain else wrap(self._attempt, inner)
+        self._rootless = self.alone and not self.policies
         self._outer = wrap(self._pipeline, self.policies)
         self._traced = wrap(self._outer, [traced(spec, content=trace_content)])
 
@@ -115,9 +124,11 @@ class BaseToolExecutor(Generic[Spec]):
         began = monotonic()
         request = ToolRequest(args, ctx.idempotency_key)
         try:
-            if ctx.run is None:
-                return await execute(self._outer, request, principal=_principal(ctx))
-            return await self(request, _within(ctx, ctx.run, self.name))
+            if ctx.run is not None:
+                return await self(request, _within(ctx, ctx.run, self.name))
+            if self._rootless:
+                return await self._pipeline(request, _ALONE if ctx is _NO_CONTEXT else _alone(ctx))
+            return await execute(self._outer, request, principal=_principal(ctx))
         except PenstockError as error:
             target = self.spec.return_target
             return ToolResult(error=fault_of(error), latency_s=monotonic() - began, return_target=target)
@@ -135,17 +146,23 @@ class BaseToolExecutor(Generic[Spec]):
 
     async def _pipeline(self, request: ToolRequest, run: Run, /) -> ToolResult:
         began, outcome = monotonic(), "failed"
-        seconds = self.spec.timeout_s
+        seconds, usage = self.spec.timeout_s, None
         deadline = Deadline(seconds)
         try:
             if self._permissions:
                 self._authorise(run)
             given = request.arguments
             call = Checked(self.arguments.parse(given), given, request.idempotency_key, began + seconds)
-            if self._speaks:
-                value, usage = await self._overheard(call, run, deadline)
-            else:
-                value, usage = await deadline.over(self._inner(call, run)), None
+            with deadline:
+                if self._inner is None:  # as few layers as there are: each costs a call that waits
+                    try:
+                        value = await self._start(call, run)
+                    except (Exception, SystemExit, asyncio.CancelledError) as error:
+                        value = await self._after([error], call, run, deadline)
+                elif self._speaks:
+                    value, usage = await self._overheard(call, run, deadline)
+                else:
+                    value = await self._inner(call, run)
             result = self._normalise(value, monotonic() - began, usage)
             outcome = "ok"
         except TimeoutError as late:
@@ -163,6 +180,18 @@ class BaseToolExecutor(Generic[Spec]):
             self._meter(monotonic() - began, outcome)
         return result
 
+    async def _after(self, failed: list[BaseException], call: Checked, run: Run, deadline: Deadline) -> Any:
+        """The value of another attempt, where there is one, after the first has failed."""
+
+        async def attempt(call: Checked, run: Run, /) -> Any:
+            if failed:
+                self._tell(failed.pop())
+            return await self._attempt(call, run)
+
+        if self._again is None or deadline.cancelled:
+            self._tell(failed.pop())
+        return await self._again(attempt)(call, run)
+
     async def _overheard(self, call: Checked, run: Run, deadline: Deadline) -> tuple[Any, Usage | None]:
         """The value of a call that may tell events: that takes none of its time, and what models used is counted."""
         used: list[Usage] = []
@@ -176,7 +205,7 @@ class BaseToolExecutor(Generic[Spec]):
             finally:
                 deadline.resume()
 
-        value = await deadline.over(self._inner(call, run.telling(tell)))
+        value = await cast("Any", self._inner)(call, run.telling(tell))
         return value, sum(used, Usage()) if used else None
 
     def _authorise(self, run: Run) -> None:
@@ -184,26 +213,38 @@ class BaseToolExecutor(Generic[Spec]):
         if missing:
             raise Denied(f"{run.principal.name!r} lacks the permission {', '.join(map(repr, missing))} for this tool")
 
+    def _start(self, call: Checked, run: Run) -> Awaitable[Any]:
+        principal = run.principal
+        ctx = ToolContext(principal, principal.tenant, call.key, run)
+        answer = self._operate(call.values, ctx, call.until - monotonic())
+        if type(answer) is not CoroutineType and _streams(answer):
+            return self._drain(answer, run)
+        return cast("Awaitable[Any]", answer)
+
     async def _attempt(self, call: Checked, run: Run, /) -> Any:
         try:
-            answer = self._operate(call.values, _context(call, run), call.until - monotonic())
-            if type(answer) is not CoroutineType and _streams(answer):
-                return await self._drain(answer, run)
-            return await cast("Awaitable[Any]", answer)
-        except ToolError:
-            raise
-        except PenstockError as error:
-            if self.safe or not error.retryable:
-                raise
-            raise ToolFailed(str(error), code=code_of(error), retryable=False) from error
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and not task.cancelling():  # the tool's own doing, not the caller's
+            return await self._start(call, run)
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            self._tell(error)
+
+    def _tell(self, error: BaseException) -> NoReturn:
+        """Raise what a model is told of the error; it must not end the process, nor the call's siblings."""
+        try:
+            if isinstance(error, ToolError):
+                raise error
+            if isinstance(error, PenstockError):
+                if self.safe or not error.retryable:
+                    raise error
+                raise ToolFailed(str(error), code=code_of(error), retryable=False) from error
+            if isinstance(error, asyncio.CancelledError):
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise error
                 raise ToolFailed("the tool was cancelled from within", code="cancelled") from error
-            raise
-        except (Exception, SystemExit) as error:  # told to the model; it must not end the process, nor its siblings
             passing = self.safe and isinstance(error, OSError)
             raise ToolFailed(_said(error), details={"type": type(error).__name__}, retryable=passing) from error
+        finally:
+            del error  # its traceback holds this frame
 
     async def _drain(self, items: AsyncIterator[Any], run: Run) -> Any:
         """Tell each item as it comes, where a client may see it; the value is the joined text, or the list of items.
@@ -220,11 +261,6 @@ class BaseToolExecutor(Generic[Spec]):
         return kept.value()
 
 
-def _context(call: Checked, run: Run) -> ToolContext:
-    principal = run.principal
-    return ToolContext(principal, principal.tenant, call.key, run)
-
-
 def declared(spec: ToolSpec) -> Arguments:
     """What a spec says that its tool takes."""
     if isinstance(spec.parameters, dict):
@@ -239,6 +275,10 @@ def _streams(answer: Hook) -> TypeGuard[AsyncIterator[Any]]:
 def _principal(ctx: ToolContext) -> Any:
     principal = ctx.principal or (ctx.run.principal if ctx.run is not None else LOCAL)
     return principal if ctx.tenant is None else dataclasses.replace(principal, tenant=ctx.tenant)
+
+
+def _alone(ctx: ToolContext) -> Run:
+    return msgspec.structs.replace(_ALONE, principal=_principal(ctx))
 
 
 def _within(ctx: ToolContext, run: Run, name: str) -> Run:

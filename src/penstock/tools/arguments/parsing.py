@@ -102,7 +102,7 @@ class _Typed(Arguments):
         # As many keys arrived as there are colons, so none came twice; otherwise it is looked up.
         if text.count(":") != len(values) + self._inner or "NaN" in text or "Infinity" in text:
             _read(text)
-        return self._filled(values)
+        return self._filled(values) if self._defaults else values
 
     def _filled(self, values: dict[str, Any]) -> dict[str, Any]:
         for name, default in self._defaults.items():

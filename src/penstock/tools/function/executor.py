@@ -57,6 +57,7 @@ class BaseFunctionExecutor(BaseToolExecutor[FunctionToolSpec]):
         self.func = func
         self.binding = Binding(func)
         self.speaks = self._overridden or bool(self.binding.context) or self.binding.generator
+        self.alone = not self.speaks
         self._calling = self._way(spec)
         super().__init__(spec, arguments=self._taken(spec), **options)
 
