@@ -1,4 +1,4 @@
-"""What the executor contract costs: an event told, with policies listening, pulled; and a run as such.
+"""What the executor contract costs: an event told, with policies listening, pulled; a run as such; idle policies.
 
 Pulling is shown twice. An executor that tells without ever waiting fills the buffer, so that one switch of tasks serves
 many events; a model's events come one by one, and each of them wakes the reader.
@@ -14,6 +14,8 @@ import uvloop
 
 from benchmarks.table import Figure
 from penstock.events import Event, Text
+from penstock.policies.breaker import breaker
+from penstock.policies.retry import retry
 from penstock.run import Executor, Run, execute, execute_stream
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ TITLE = "The contract, on uvloop (best of the rounds)"
 ROUNDS = 7
 EVENTS = 100_000
 RUNS = 5_000
+CALLS = 20_000
 
 WORD = Text("word")
 
@@ -142,6 +145,21 @@ async def one_pulled_run() -> float:
     return (perf_counter() - started) / RUNS
 
 
+def called(executor: Executor[int, int]) -> Callable[[], Awaitable[float]]:
+    """Call an executor that tells one event, again and again inside one run."""
+
+    async def often(_: int, run: Run, /) -> float:
+        started = perf_counter()
+        for _ in range(CALLS):
+            await executor(1, run)
+        return (perf_counter() - started) / CALLS
+
+    async def measured() -> float:
+        return await execute(often, 0, hear)
+
+    return measured
+
+
 async def best(rounds: int) -> dict[str, float]:
     """Microseconds of every case; the cases take turns in each round, so that all meet the same machine."""
     cases: dict[str, Callable[[], Awaitable[float]]] = {
@@ -156,6 +174,9 @@ async def best(rounds: int) -> dict[str, float]:
         "task": one_task,
         "run": one_run,
         "pulled run": one_pulled_run,
+        "call": called(speak),
+        "retry": called(retry()(speak)),
+        "breaker": called(breaker()(speak)),
     }
     least = dict.fromkeys(cases, float("inf"))
     for _ in range(rounds):
@@ -168,7 +189,7 @@ def measure(*, quick: bool = False) -> list[Figure]:
     """Measure in this process; a floor is what asyncio asks for the same work without the contract."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         least = runner.run(best(1 if quick else ROUNDS))
-    least_cost, woken = least["floor"], least["handed over"]
+    least_cost, woken, call = least["floor"], least["handed over"], least["call"]
     return [
         Figure("event, pushed", least["pushed"], "us", least_cost, 0.3),
         Figure("event, pushed, 1 policy listening", least["one"], "us", least_cost, 0.45),
@@ -177,4 +198,6 @@ def measure(*, quick: bool = False) -> list[Figure]:
         Figure("event, pulled, told one by one", least["pulled slowly"], "us", woken, woken + 1.5),
         Figure("execute, nothing told", least["run"], "us", least_cost),
         Figure("execute_stream, nothing told", least["pulled run"], "us", least["task"]),
+        Figure("call with one event, in a retry", least["retry"], "us", call, call + 1),
+        Figure("call with one event, in a breaker", least["breaker"], "us", call, call + 1),
     ]

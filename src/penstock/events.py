@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 import msgspec
 
-from penstock.messages import ChatReply, Choice, Chunk, ChunkChoice, ToolCall, Usage
+from penstock.messages import ChatReply, Choice, Chunk, ChunkChoice, ToolCall, Usage, merged
 from penstock.outcome import Cancelled, Failed, Finished
 
 
@@ -50,12 +51,16 @@ class Reasoning(Told, frozen=True, gc=False):
 
 
 class Used(Told, frozen=True, kw_only=True):
-    """The tokens of one call, told once, where the call was made; `ttft_s` is the time to its first token."""
+    """The tokens of one call, told once, where the call was made; `ttft_s` is the time to its first token.
+
+    `cost` is what the call costs in USD; None where that is not known.
+    """
 
     usage: Usage
     model: str = ""
     provider: str = ""
     ttft_s: float | None = None
+    cost: Decimal | None = None
 
 
 class Retrying(Told, frozen=True, kw_only=True):
@@ -63,6 +68,13 @@ class Retrying(Told, frozen=True, kw_only=True):
 
     attempt: int
     wait_s: float
+    error: Exception
+
+
+class Switched(Told, frozen=True, kw_only=True):
+    """The call goes on with another executor, named `to`, because of `error`."""
+
+    to: str
     error: Exception
 
 
@@ -88,14 +100,30 @@ class ToolEnded(Told, frozen=True, kw_only=True):
 
 
 Event: TypeAlias = (
-    Chunks | Text | Item | Reasoning | Used | Retrying | ToolStarted | ToolEnded | Finished[Any] | Failed | Cancelled
+    Chunks
+    | Text
+    | Item
+    | Reasoning
+    | Used
+    | Retrying
+    | Switched
+    | ToolStarted
+    | ToolEnded
+    | Finished[Any]
+    | Failed
+    | Cancelled
 )
+
+
+def summed(cost: Decimal | None, used: Used) -> Decimal | None:
+    """A cost with that of one more call: unknown as soon as one is."""
+    return None if cost is None or used.cost is None else cost + used.cost
 
 
 class _Parts:
     """One choice while it arrives."""
 
-    __slots__ = ("calls", "content", "finish_reason", "reasoning", "refusal")
+    __slots__ = ("calls", "content", "extra", "extras", "finish_reason", "reasoning", "refusal")
 
     def __init__(self) -> None:
         self.content: list[str] = []
@@ -103,6 +131,8 @@ class _Parts:
         self.refusal: list[str] = []
         self.calls: dict[int, list[str]] = {}
         self.finish_reason: str | None = None
+        self.extra: Any = None
+        self.extras: dict[int, Any] = {}
 
     def add(self, choice: ChunkChoice) -> None:
         delta = choice.delta
@@ -118,11 +148,18 @@ class _Parts:
             if piece.function:
                 call[1] = call[1] or piece.function.name or ""
                 call.append(piece.function.arguments or "")
+            if piece.extra_content:
+                self.extras[piece.index or 0] = merged(self.extras.get(piece.index or 0), piece.extra_content)
+        if delta.extra_content:
+            self.extra = merged(self.extra, delta.extra_content)
         if choice.finish_reason:
             self.finish_reason = choice.finish_reason
 
     def choice(self, index: int) -> Choice:
-        calls = (ToolCall(call[0], call[1], "".join(call[2:])) for _, call in sorted(self.calls.items()))
+        calls = (
+            ToolCall(call[0], call[1], "".join(call[2:]), self.extras.get(place))
+            for place, call in sorted(self.calls.items())
+        )
         return Choice(
             index=index,
             content="".join(self.content) if self.content or not (self.calls or self.refusal) else None,
@@ -130,6 +167,7 @@ class _Parts:
             refusal="".join(self.refusal) or None,
             tool_calls=tuple(calls),
             finish_reason=self.finish_reason,
+            extra_content=self.extra,
         )
 
 
@@ -140,12 +178,14 @@ class Fold:
         self._choices: dict[int, _Parts] = {}
         self._first = Chunk(choices=[])
         self.usage = Usage()
+        self.cost: Decimal | None = Decimal(0)
         self.pieces = 0
 
     def add(self, event: Event) -> None:
         """Take one event in."""
         if isinstance(event, Used):
             self.usage = self.usage + event.usage
+            self.cost = summed(self.cost, event)
         elif isinstance(event, Chunks):
             if not event.path:
                 for view in event.views:

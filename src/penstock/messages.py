@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, TypeGuard
+from typing import Any, Literal, NotRequired, TypedDict, TypeGuard
 
 import msgspec
 
@@ -34,11 +34,12 @@ class FunctionCall(TypedDict):
 
 
 class ToolCallMessage(TypedDict):
-    """A tool call inside an assistant message."""
+    """A tool call inside an assistant message; `extra_content` is what its provider wants back with it."""
 
     id: str
     type: Literal["function"]
     function: FunctionCall
+    extra_content: NotRequired[dict[str, Any]]
 
 
 class Message(TypedDict, total=False):
@@ -50,6 +51,7 @@ class Message(TypedDict, total=False):
     tool_calls: list[ToolCallMessage]
     tool_call_id: str
     reasoning_content: str
+    extra_content: dict[str, Any]
 
 
 def is_object(value: object) -> TypeGuard[dict[str, Any]]:
@@ -60,6 +62,15 @@ def is_object(value: object) -> TypeGuard[dict[str, Any]]:
 def is_array(value: object) -> TypeGuard[list[Any]]:
     """Whether decoded JSON is an array."""
     return isinstance(value, list)
+
+
+def merged(known: Any, piece: Any) -> Any:
+    """Extra content with a further piece of it: objects key by key, lists one after the other, else the later value."""
+    if is_object(known) and is_object(piece):
+        return {**known, **{key: merged(known.get(key), value) for key, value in piece.items()}}
+    if is_array(known) and is_array(piece):
+        return [*known, *piece]
+    return known if piece is None else piece
 
 
 def text_of(message: Message) -> str:
@@ -98,9 +109,10 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptTokens(msgspec.Struct, gc=False):
-    """How the prompt tokens divide."""
+    """How the prompt tokens divide: read from a cache of the service, written into it, and the rest."""
 
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
 
 class CompletionTokens(msgspec.Struct, gc=False):
@@ -140,6 +152,11 @@ class Usage(msgspec.Struct, gc=False):
         return (self.prompt_tokens_details.cached_tokens or 0) if self.prompt_tokens_details else 0
 
     @property
+    def cache_written(self) -> int:
+        """Prompt tokens written into a cache of the service."""
+        return (self.prompt_tokens_details.cache_write_tokens or 0) if self.prompt_tokens_details else 0
+
+    @property
     def reasoning(self) -> int:
         """Completion tokens spent on reasoning."""
         return (self.completion_tokens_details.reasoning_tokens or 0) if self.completion_tokens_details else 0
@@ -150,7 +167,9 @@ class Usage(msgspec.Struct, gc=False):
             prompt_tokens=self.prompt + other.prompt,
             completion_tokens=self.completion + other.completion,
             total_tokens=self.total + other.total,
-            prompt_tokens_details=PromptTokens(self.cached + other.cached),
+            prompt_tokens_details=PromptTokens(
+                self.cached + other.cached, (self.cache_written + other.cache_written) or None
+            ),
             completion_tokens_details=CompletionTokens(self.reasoning + other.reasoning),
             partial=self.partial or other.partial,
         )
@@ -164,16 +183,20 @@ class FunctionDelta(msgspec.Struct, gc=False, omit_defaults=True):
 
 
 class ToolCallDelta(msgspec.Struct, gc=False, omit_defaults=True):
-    """A piece of a tool call; `id` and name come once, with the first piece of an index."""
+    """A piece of a tool call; `id`, name and `extra_content` come once, with the first piece of an index."""
 
     index: int | None = None
     id: str | None = None
     type: str | None = None
     function: FunctionDelta | None = None
+    extra_content: Any = None
 
 
 class Delta(msgspec.Struct, gc=False, omit_defaults=True):
-    """What one chunk adds to one choice."""
+    """What one chunk adds to one choice.
+
+    `extra_content` holds what a provider wants back in the next turn, under the provider's name: `merged` adds them up.
+    """
 
     role: str | None = None
     content: str | None = None
@@ -182,13 +205,14 @@ class Delta(msgspec.Struct, gc=False, omit_defaults=True):
     reasoning_details: Any = None
     refusal: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
+    extra_content: Any = None
 
 
-class ChunkChoice(msgspec.Struct, gc=False):
+class ChunkChoice(msgspec.Struct, gc=False, kw_only=True):
     """One choice's part of a chunk."""
 
-    delta: Delta
     index: int = 0
+    delta: Delta
     finish_reason: str | None = None
 
 
@@ -205,16 +229,17 @@ class Chunk(msgspec.Struct, gc=False):
     raw: bytes | None = msgspec.field(default=None, name=" raw")
 
 
-class ToolCall(msgspec.Struct, frozen=True, gc=False):
+class ToolCall(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A whole tool call: `arguments` is the JSON text the model wrote, not yet validated."""
 
     id: str
     name: str
     arguments: str
+    extra_content: Any = None
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """One of the `n` answers of a reply."""
+    """One of the `n` answers of a reply; `extra_content` is what its provider wants back in the next turn."""
 
     index: int = 0
     content: str | None = None
@@ -222,6 +247,7 @@ class Choice(msgspec.Struct, frozen=True):
     reasoning: str | None = None
     refusal: str | None = None
     finish_reason: str | None = None
+    extra_content: Any = None
 
 
 class ChatReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -268,8 +294,15 @@ class ChatReply(msgspec.Struct, frozen=True, kw_only=True):
         """Choice 0 as the assistant message that continues the conversation."""
         message: Message = {"role": "assistant", "content": self.first.content}
         if self.tool_calls:
-            message["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in self.tool_calls
-            ]
+            message["tool_calls"] = [_call_message(call) for call in self.tool_calls]
+        if self.first.extra_content:
+            message["extra_content"] = self.first.extra_content
+            message["reasoning_content"] = self.reasoning
         return message
+
+
+def _call_message(call: ToolCall) -> ToolCallMessage:
+    function: FunctionCall = {"name": call.name, "arguments": call.arguments}
+    if call.extra_content:
+        return {"id": call.id, "type": "function", "function": function, "extra_content": call.extra_content}
+    return {"id": call.id, "type": "function", "function": function}

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -167,7 +168,7 @@ async def execute(
 
 
 class Execution(Generic[Value]):
-    """One run, pulled: enter it once, iterate it once. `content` and `usage` grow while it runs."""
+    """One run, pulled: enter it once, iterate it once. `content`, `usage` and `cost` grow while it runs."""
 
     def __init__(self, start: Callable[[Listener], Coroutine[Any, Any, Value]]) -> None:
         self._start = start
@@ -274,6 +275,11 @@ class Execution(Generic[Value]):
     def usage(self) -> Usage:
         """The usage told so far, of all paths."""
         return self._fold.usage
+
+    @property
+    def cost(self) -> Decimal | None:
+        """What the calls told so far cost in USD, those of all paths; None as soon as one is not known."""
+        return self._fold.cost
 
 
 def execute_stream(

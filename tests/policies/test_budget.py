@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -20,16 +19,7 @@ from penstock.policies import budget as budget_module
 from penstock.policies.budget import budget
 from penstock.run import Executor, Run, execute
 from penstock.server.wire import answer_of
-
-
-class Clock:
-    """The time that the budget sees, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.policies.conftest import Clock
 
 
 class Costs:
@@ -236,7 +226,7 @@ async def test_those_who_wait_are_refused_as_soon_as_all_is_spent() -> None:
 
 
 async def test_a_window_begins_the_budget_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget_module, "monotonic", clock := Clock())
+    clock = Clock.of(monkeypatch, budget_module)
     executor = budget(100, window_s=60)(Costs())
     for _ in range(3):
         await execute(executor, 100)
@@ -247,16 +237,16 @@ async def test_a_window_begins_the_budget_again(monkeypatch: pytest.MonkeyPatch)
         clock.now += 15
 
 
-async def test_money_is_decimal_and_exact() -> None:
-    def price(used: Used) -> Decimal:
-        return used.usage.total * Decimal("0.1")
+async def test_a_call_that_a_limit_further_in_refused_says_nothing_of_what_one_costs() -> None:
+    shared, costs = budget(100), Costs()
+    with pytest.raises(LimitReached, match="9 calls"):
+        await execute(shared(refuses), 1)
+    await together(shared(costs), [60] * 5)
+    assert costs.most == 1
 
-    executor = budget(Decimal("0.3"), cost=price)(costs := Costs())
-    for _ in range(3):
-        await execute(executor, 1)
-    with pytest.raises(LimitReached, match=r"the budget of 0\.3 is used up: 0\.3 is spent"):
-        await execute(executor, 1)
-    assert costs.calls == 3
+
+async def refuses(request: int, run: Run) -> int:
+    raise LimitReached("9 calls are running already", limit="concurrent")
 
 
 async def test_a_call_inside_another_of_the_same_budget_counts_once_and_is_stopped_too() -> None:

@@ -19,11 +19,15 @@ from penstock.events import Chunks, Event, Reasoning, Retrying, Text, Used
 from penstock.messages import Chunk, ChunkChoice, Delta, Usage
 from penstock.outcome import Cancelled, Failed, Finished, Outcome
 from penstock.policies import Policy, wrap
+from penstock.policies.balance import Deployment, balance
 from penstock.policies.breaker import breaker
 from penstock.policies.budget import budget
 from penstock.policies.cache import cache
+from penstock.policies.fallback import fallback
+from penstock.policies.faults import faults
 from penstock.policies.idempotency import MemoryLedger, idempotency
 from penstock.policies.limit import limit
+from penstock.policies.principals import per_principal
 from penstock.policies.record import Record, record
 from penstock.policies.retry import retry
 from penstock.policies.timeout import timeout
@@ -41,7 +45,12 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "breaker": lambda: breaker(failures=1000),
     "cache": lambda: cache(ttl_s=30, key=lambda request, _: f"{request} {next(NUMBERS)}"),
     "idempotency": lambda: idempotency(MemoryLedger(), key=lambda *_: str(next(NUMBERS))),
+    "fallback": lambda: fallback(("other", _never)),
+    "balance": lambda: lambda executor: balance([Deployment("one", executor), Deployment("two", executor, 2.0)]),
+    "per principal": lambda: per_principal({"local": [limit(concurrent=100)], "else": [retry(base_s=0)]}),
     "budget": lambda: budget(100_000, estimate=lambda _: 1),
+    "faults that are met": lambda: faults("slow 1ms"),
+    "faults that are not": lambda: faults("every 999999th call: 500"),
     "record": lambda: record(list[Record]().append),
     "record, awaited": lambda: record(_take_a_while),
     "trace llm": lambda: trace("llm", describe=_described, content=True),
@@ -79,6 +88,10 @@ async def _speak(request: str, run: Run) -> str:
     for event in EVENTS:
         await run.emit(event)
     return request.upper()
+
+
+async def _never(request: Any, run: Run) -> Any:
+    raise AssertionError
 
 
 async def _wait(request: str, run: Run) -> str:

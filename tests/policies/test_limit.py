@@ -110,6 +110,46 @@ async def test_case_17_a_call_refused_by_one_limit_consumes_nothing_of_the_other
     assert error.limit == "requests_per_minute"
 
 
+async def test_case_17_a_call_refused_by_a_limit_further_in_gives_its_request_back(clock: Clock) -> None:
+    gate = Gate()
+    inner = limit(concurrent=1)(gate)
+    executor = limit(requests_per_minute=3)(limit(requests_per_minute=2)(inner))
+    first = asyncio.ensure_future(execute(executor, 1))
+    await asyncio.sleep(0)
+    for _ in range(100):
+        error = await refused(executor)
+        assert error is not None
+        assert error.limit == "concurrent"
+    gate.go.set()
+    await first
+    assert await refused(executor) is None
+    error = await refused(executor)
+    assert error is not None
+    assert str(error) == "the limit of 2 requests a minute is used up"
+
+
+@pytest.mark.parametrize("told", [Text("a"), Used(usage=Usage(1, 1, 2))], ids=lambda event: type(event).__name__)
+async def test_a_call_that_a_limit_stopped_on_its_way_was_one(told: Event, clock: Clock) -> None:
+    async def agent(request: Any, run: Run) -> None:
+        await run.child("step").emit(told)
+        raise LimitReached("the next step is not taken", limit="steps")
+
+    executor = limit(requests_per_minute=2)(agent)
+    limits = [error.limit for _ in range(3) if (error := await refused(executor))]
+    assert limits == ["steps", "steps", "requests_per_minute"]
+
+
+async def test_what_is_given_back_never_grows_beyond_the_allowance(clock: Clock) -> None:
+    async def refuses(request: Any, run: Run) -> None:
+        clock.now += 60
+        raise LimitReached("no", limit="steps")
+
+    shared = limit(requests_per_minute=2)
+    for _ in range(10):
+        await refused(shared(refuses))
+    assert [await refused(shared(using(1))) is None for _ in range(3)] == [True, True, False]
+
+
 async def end_somehow(executor: Executor[Any, Any], chance: random.Random) -> None:
     """One call that returns, raises, is cancelled at a random moment, is left, or loses its listener."""
 

@@ -201,6 +201,31 @@ async def test_a_cancel_while_it_waits_is_a_cancel() -> None:
     assert flaky.calls == 1
 
 
+async def test_an_error_raised_over_a_cancel_is_final_and_an_older_cancel_does_not_matter() -> None:
+    async def stuck(request: str, run: Run) -> str:
+        calls.append(request)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise Unavailable("stopped") from None
+        raise AssertionError
+
+    async def cleans_up(request: str, run: Run) -> str:
+        try:
+            return await retry(base_s=0)(stuck)(request, run)
+        except Unavailable:
+            return await retry(base_s=0)(flaky)("after it", run)
+
+    calls: list[str] = []
+    flaky = Flaky(2)
+    task = asyncio.ensure_future(execute(cleans_up, "hi"))
+    while not calls:
+        await asyncio.sleep(0)
+    task.cancel()
+    assert await task == "after it"
+    assert (calls, flaky.calls) == (["hi"], 3)
+
+
 async def test_a_timeout_inside_is_retried_and_one_outside_ends_all_attempts() -> None:
     async def stuck(request: str, run: Run) -> str:
         calls.append(request)

@@ -83,6 +83,17 @@ async def test_case_29_the_upstream_is_told_the_llm_span(spans: Spans, upstream:
     assert request.headers["traceparent"] == f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags}"
 
 
+async def test_row_a16_a_span_says_what_its_calls_cost(spans: Spans, upstream: Upstream) -> None:
+    await execute(traced(Gpt(model="gpt-5-mini", base_url=upstream.base_url, api_key="k")), ASKED)
+    for span in (spans.only("chat"), spans.only("POST /v1/chat/completions")):
+        assert attributes(span)["llm.cost.total"] == pytest.approx(4 * 0.25e-6 + 4 * 2e-6)
+
+
+async def test_a_span_has_no_cost_where_it_is_not_known(spans: Spans) -> None:
+    await execute(traced(ScriptedLlm("A pipe.")), ASKED)
+    assert "llm.cost.total" not in attributes(spans.only("chat"))
+
+
 @pytest.mark.parametrize("content", [False, True])
 async def test_row_a7_texts_are_kept_only_when_asked_for(spans: Spans, content: bool) -> None:
     await execute(traced(ScriptedLlm("A gated pipe."), content=content), ASKED)

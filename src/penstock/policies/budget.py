@@ -27,17 +27,21 @@ def total_tokens(used: Used) -> int:
 class _Hold:
     """The room of one running call: what it told so far, and what it was estimated to cost (None: it was not)."""
 
-    __slots__ = ("_account", "_estimate", "active", "told")
+    __slots__ = ("_account", "_estimate", "active", "priced", "told")
 
     def __init__(self, account: _Account, estimate: Any) -> None:
         self._account, self._estimate = account, estimate
         self.told: Any = 0
-        self.active = True
+        self.active = self.priced = True
 
     def count(self, event: Event) -> None:
         """Spend what an event says."""
         if isinstance(event, Used):
-            self.told += (cost := self._account.cost(event))
+            if (cost := self._account.cost(event)) is None:
+                self.priced = False
+                self._account.lose(event.model)
+                return
+            self.told += cost
             self._account.spend(cost)
             if self._account.dearest is not None:
                 self._account.learn(self.told)
@@ -58,6 +62,7 @@ class _Account:
     def __init__(self, amount: Any, cost: Callable[[Used], Any], window_s: float | None) -> None:
         self._amount, self.cost, self._window_s = amount, cost, window_s
         self._spent: Any = 0
+        self._unpriced: str | None = None
         self.dearest: Any = None
         self._until: float | None = None
         self._running: set[_Hold] = set()
@@ -90,12 +95,16 @@ class _Account:
         self.dearest = max(told, self.dearest or 0)
 
     def check(self) -> None:
-        """Raise `LimitReached` when all is spent."""
+        """Raise `LimitReached` when all is spent, or nobody knows what is."""
         left = self._roll()
-        if self._spent >= self._amount:
-            self._wake()
+        if self._unpriced is not None:
+            text = f"the price of the model {self._unpriced!r} is unknown, and so is what is spent of {self._amount}"
+        elif self._spent >= self._amount:
             text = f"the budget of {self._amount} is used up: {self._spent} is spent"
-            raise LimitReached(text, limit="budget", retry_after=left)
+        else:
+            return
+        self._wake()
+        raise LimitReached(text, limit="budget", retry_after=left)
 
     def spend(self, cost: Any) -> None:
         """Add what an event cost."""
@@ -103,6 +112,12 @@ class _Account:
         self._spent += cost
         if self._spent >= self._amount:
             self._wake()
+
+    def lose(self, model: str) -> None:
+        """Take in that a call of this model cost nobody knows what."""
+        self._roll()
+        self._unpriced = model
+        self._wake()
 
     def _full(self) -> bool:
         reserved = [hold.left for hold in self._running]
@@ -114,7 +129,7 @@ class _Account:
             return None
         now = monotonic()
         if self._until is None or now >= self._until:
-            self._until, self._spent = now + self._window_s, 0
+            self._until, self._spent, self._unpriced = now + self._window_s, 0, None
         return self._until - now
 
     async def _turn(self, *, first: bool) -> None:
@@ -149,7 +164,10 @@ class _Counted:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._account.leave(self._hold, ended=error is None or isinstance(error, Exception))
+        hold = self._hold
+        refused = isinstance(error, LimitReached) and not hold.told
+        ended = hold.priced and not refused and (error is None or isinstance(error, Exception))
+        self._account.leave(hold, ended=ended)
 
 
 def budget(
@@ -166,7 +184,8 @@ def budget(
     so that the spend exceeds the amount by one call at most where none costs more than expected. While all that ended
     were free, or failed before they told what they used, the next ones are expected to be free, too, and go together:
     give `estimate` where that may be wrong. What was told counts, however a call ends; a refused one costs nothing. A
-    call inside another one of the same budget counts with that.
+    call inside another one of the same budget counts with that. Where `cost` gives None the price is unknown, not 0:
+    what is spent is unknown from then on, and the next calls are refused, until the window ends.
 
     Numbers may be int, float or Decimal, of one kind. After `window_s` seconds the spend begins again at 0. Executors
     that are given the same policy share it. Raises `UsageError` for an amount or a time of 0.

@@ -31,7 +31,7 @@ class _Bucket:
         return max(0.0, (amount - self._level) * 60 / self.size)
 
     def take(self, amount: float) -> None:
-        """Take an amount out; the level may go below zero, which delays the next call."""
+        """Take an amount out, or give it back if it is negative; below zero the level delays the next call."""
         self._level -= amount
 
 
@@ -65,10 +65,26 @@ class _Bounds:
         """Give the slot of a call back."""
         self._running -= 1
 
-    def count(self, event: Event) -> None:
+    def forgive(self) -> None:
+        """Give back the request of a call that was refused further in."""
+        if self._requests is not None:
+            self._requests.take(-1)
+
+
+class _Call:
+    """One call while it runs: whether it told anything, and the tokens it told."""
+
+    __slots__ = ("_tokens", "began")
+
+    def __init__(self, tokens: _Bucket | None) -> None:
+        self._tokens = tokens
+        self.began = False
+
+    def note(self, event: Event) -> None:
         """Take the tokens of a call out of the minute's allowance."""
-        if self.tokens is not None and isinstance(event, Used):
-            self.tokens.take(event.usage.total)
+        self.began = True
+        if self._tokens is not None and isinstance(event, Used):
+            self._tokens.take(event.usage.total)
 
 
 def _used_up(bucket: _Bucket, wait: float, what: str) -> LimitReached:
@@ -81,7 +97,8 @@ def limit(
 ) -> Policy:
     """Refuse calls over the limits with `LimitReached`, which says when to come back.
 
-    Checked and counted in one step, so that a refused call consumes nothing; a slot comes back however its call ends.
+    Checked and counted in one step, so that a refused call consumes nothing, nor does one that another limit refuses
+    further in, before it told anything; a slot comes back however its call ends.
     Tokens are counted as they are told: a call is let in while the minute's allowance is not used up. Executors that
     are given the same policy share its limits. Raises `UsageError` for a limit below 1.
     """
@@ -90,8 +107,13 @@ def limit(
     def policy(executor: Executor[Request, Result]) -> Executor[Request, Result]:
         async def call(request: Request, run: Run, /) -> Result:
             bounds.enter()
+            inner = _Call(bounds.tokens)
             try:
-                return await executor(request, run if bounds.tokens is None else run.listening(bounds.count))
+                return await executor(request, run.listening(inner.note))
+            except LimitReached:
+                if not inner.began:
+                    bounds.forgive()
+                raise
             finally:
                 bounds.leave()
 

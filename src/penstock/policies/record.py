@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from time import monotonic
 from typing import Any, TypeAlias, TypeVar
 
@@ -19,7 +20,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One run as it ended: `reply` folds all that was said, complete or not; `seconds` is how long it took."""
+    """One run as it ended: `reply` folds all that was said, complete or not; `seconds` is how long it took.
+
+    `cost` is what it cost in USD; None where that is not known.
+    """
 
     request: Any
     reply: ChatReply
@@ -27,6 +31,7 @@ class Record:
     outcome: Outcome[Any]
     principal: Principal
     seconds: float
+    cost: Decimal | None = None
 
 
 Store: TypeAlias = Callable[[Record], Awaitable[None] | None]
@@ -47,7 +52,7 @@ def record(store: Store) -> Policy:
             def close(outcome: Outcome[Any]) -> Awaitable[None] | None:
                 took = monotonic() - began if seconds is None else seconds
                 reply = fold.reply(fold.usage)
-                return store(Record(request, reply, fold.usage, failure or outcome, run.principal, took))
+                return store(Record(request, reply, fold.usage, failure or outcome, run.principal, took, fold.cost))
 
             run.closing(close)
             try:

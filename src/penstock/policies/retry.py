@@ -4,16 +4,53 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TypeVar
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import msgspec
 
 from penstock.errors import PenstockError, UsageError
 from penstock.events import Chunks, Event, Item, Reasoning, Retrying, Text
 from penstock.policies import Policy
-from penstock.run import Executor, Run
+from penstock.run import Emit, Executor, Run
 
 ANSWERS = (Chunks, Text, Item, Reasoning)
 Request = TypeVar("Request")
 Result = TypeVar("Result")
+
+
+class Start(msgspec.Struct, gc=False):
+    """The start of an answer, which may be made again until a part of it is told: `Start.of(run)`, by who calls.
+
+    `run.telling(start.tell)` is the run to make it on.
+    """
+
+    _emit: Emit
+    _task: asyncio.Task[Any] | None
+    _cancels: int
+    spoke: bool = False
+
+    @classmethod
+    def of(cls, run: Run) -> Start:
+        """The start of what is told on a run."""
+        task = asyncio.current_task()
+        return cls(run.emit, task, task.cancelling() if task else 0)
+
+    def tell(self, event: Event) -> Awaitable[None]:
+        """Take in what is told, and pass it on: no coroutine of its own, which would cost more than all the rest."""
+        if not self.spoke:
+            self.spoke = isinstance(event, ANSWERS)
+        return self._emit(event)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the call is cancelled, though an error was raised over it: nobody wants more of it."""
+        return self._task is not None and self._task.cancelling() > self._cancels
+
+    @property
+    def over(self) -> bool:
+        """Whether it cannot be made again."""
+        return self.spoke or self.cancelled
 
 
 def retry(*, attempts: int = 3, base_s: float = 0.5, max_s: float = 30.0, silent: bool = False) -> Policy:
@@ -28,28 +65,18 @@ def retry(*, attempts: int = 3, base_s: float = 0.5, max_s: float = 30.0, silent
 
     def policy(executor: Executor[Request, Result]) -> Executor[Request, Result]:
         async def call(request: Request, run: Run, /) -> Result:
-            spoke = False
-
-            def note(event: Event) -> None:
-                nonlocal spoke
-                if isinstance(event, ANSWERS):
-                    spoke = True
-
-            task = asyncio.current_task()
-            cancels = task.cancelling() if task else 0
-            heard = run if silent else run.listening(note)
-            for attempt in range(1, attempts):
+            start, attempt = Start.of(run), 1
+            heard = run if silent else run.telling(start.tell)
+            while True:
                 try:
                     return await executor(request, heard)
                 except PenstockError as error:
-                    if spoke or not error.retryable or (error.retry_after or 0) > max_s:
-                        raise
-                    if task is not None and task.cancelling() > cancels:  # raised over a cancel: nobody wants more
+                    if attempt == attempts or start.over or not error.retryable or (error.retry_after or 0) > max_s:
                         raise
                     wait = _wait(error, min(max_s, base_s * 2 ** (attempt - 1)))
-                    await run.emit(Retrying(attempt=attempt + 1, wait_s=wait, error=error))
+                    attempt += 1
+                    await run.emit(Retrying(attempt=attempt, wait_s=wait, error=error))
                 await asyncio.sleep(wait)
-            return await executor(request, heard)
 
         return call
 

@@ -17,7 +17,7 @@ from opentelemetry.util.types import AttributeValue
 
 from penstock.errors import LlmError, ToolError
 from penstock.events import Event, Fold, Used
-from penstock.messages import ChatReply, ChatRequest, Usage
+from penstock.messages import ChatReply, ChatRequest
 from penstock.outcome import Cancelled, Failed, Finished, Outcome
 from penstock.policies import Policy
 from penstock.run import Executor, Run
@@ -87,7 +87,7 @@ def trace(kind: str, *, name: str = "", describe: Describe | None = None, conten
             def note(event: Event) -> None:
                 fold.add(event)
                 if isinstance(event, Used):
-                    _count(span, event, fold.usage)
+                    _count(span, event, fold)
 
             inner = run.under(span).listening(note)
             if kind == "server":
@@ -109,7 +109,8 @@ def trace(kind: str, *, name: str = "", describe: Describe | None = None, conten
     return policy
 
 
-def _count(span: Span, used: Used, usage: Usage) -> None:
+def _count(span: Span, used: Used, fold: Fold) -> None:
+    usage = fold.usage
     span.set_attributes(
         {
             "llm.token_count.prompt": usage.prompt,
@@ -124,6 +125,8 @@ def _count(span: Span, used: Used, usage: Usage) -> None:
             "penstock.usage.partial": usage.partial,
         }
     )
+    if fold.cost is not None:
+        span.set_attribute("llm.cost.total", float(fold.cost))
     if used.ttft_s is not None:
         span.set_attribute("penstock.time_to_first_token_s", used.ttft_s)
 
