@@ -10,7 +10,7 @@ from rich.console import Console
 
 from benchmarks.table import show
 
-BENCHMARKS = ("contract", "gateway", "start", "tools")
+BENCHMARKS = ("contract", "gateway", "start", "tools", "wires")
 QUICK = "--quick"
 
 

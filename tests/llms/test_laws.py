@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
 from penstock.errors import BadRequest, LlmError, TimedOut
 from penstock.events import Chunks, Event, Fold, Used
+from penstock.llms.anthropic import Claude
 from penstock.llms.base import BaseLlm
 from penstock.llms.demo import Demo
+from penstock.llms.gemini import Gemini
 from penstock.llms.openai import Gpt
-from penstock.messages import ChatReply, ChatRequest, Message
+from penstock.llms.replay import Replay
+from penstock.llms.replay.files import Asked, Recorded, text_of, write
+from penstock.messages import ChatReply, ChatRequest, Message, ToolCall, Usage
 from penstock.outcome import Cancelled, Failed, Finished
 from penstock.policies import Policy
 from penstock.policies.retry import retry
 from penstock.policies.timeout import timeout
 from penstock.run import Executor, Run, execute, execute_stream
 from penstock.testing import Heard, ScriptedLlm
-from tests.rig.upstream import Plain, Received, Stream, Upstream, completion, error_body, text_stream, usage_of
+from tests.rig.answers import Answer, Plain, Received, Stream
+from tests.rig.native import WIRES, Failure, Scenario
+from tests.rig.upstream import Upstream
 
 TEXT = "one two three"
+SPEECH = Scenario("m", text=["one", " two", " three"], usage=(3, 0, 4, 0))
+CALL = Scenario("m", calls=[ToolCall("c", "add", "{}")], finish="tool_calls", usage=(3, 0, 4, 0))
+REFUSAL = Scenario("m", failure=Failure(400, "bad request", "no"))
+STALLED = Scenario("m", text=["one", " two"], ends="stall")
 
 
 class Sleepy(BaseLlm):
@@ -52,27 +67,31 @@ class Made:
     tells_usage: bool = True
 
 
-def gpt(upstream: Upstream, answer: Callable[[Received], Any], **options: Any) -> BaseLlm:
-    upstream.default = answer
-    return Gpt(model="m", api_key="sk-test-key", base_url=upstream.base_url, **options)
+def remote(kind: Callable[..., BaseLlm]) -> Callable[[Upstream], Made]:
+    """An LLM that is reached over HTTP, with a service that speaks its wire."""
+
+    def made(upstream: Upstream) -> Made:
+        def llm(speech: Scenario, **options: Any) -> BaseLlm:
+            upstream.default = partial(spoken, speech)
+            return kind(model="m", api_key="sk-test-key", base_url=upstream.base_url, **options)
+
+        return Made(partial(llm, SPEECH), partial(llm, REFUSAL), partial(llm, STALLED))
+
+    return made
 
 
-def healthy(request: Received) -> Any:
+def spoken(scenario: Scenario, request: Received) -> Answer:
+    """A scenario on the wire that a request has come on; a call of a tool where one is offered."""
+    asked = [(wire, how[1]) for wire in WIRES if (how := wire.asked(unquote(request.path), request.json)) is not None]
+    ((wire, streamed),) = asked
+    if scenario.failure is not None:
+        return Plain(wire.failure(scenario.failure)[0], status=scenario.failure.status)
     if request.json.get("tools"):
-        call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
-        return Plain(completion(None, tool_calls=[call], usage=usage_of(3, 4)))
-    usage = usage_of(3, 4)
-    return (
-        Stream(text_stream(TEXT, usage=usage)) if request.json.get("stream") else Plain(completion(TEXT, usage=usage))
-    )
-
-
-def _gpt(upstream: Upstream) -> Made:
-    return Made(
-        partial(gpt, upstream, healthy),
-        partial(gpt, upstream, lambda _: Plain(error_body("no"), status=400)),
-        partial(gpt, upstream, lambda _: Stream(text_stream(TEXT), stall_after=3)),
-    )
+        scenario = CALL
+    if not streamed:
+        return Plain(wire.whole(scenario))
+    events = wire.events(scenario)
+    return Stream([*events, b": wait\n\n"], done=False, stall_after=len(events) if scenario is STALLED else None)
 
 
 def _demo(_: Upstream) -> Made:
@@ -97,8 +116,33 @@ def _scripted(_: Upstream) -> Made:
     return Made(partial(ScriptedLlm, TEXT), partial(ScriptedLlm, error), partial(Slow, TEXT))
 
 
+def _replay(_: Upstream) -> Made:
+    folder = Path(tempfile.mkdtemp(prefix="recordings-"))
+    atexit.register(shutil.rmtree, folder)
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    for n, request in enumerate(REQUESTS.values()):
+        deltas: list[dict[str, Any]] = (
+            [{"tool_calls": [call]}] if request.params else [{"content": f" {word}"} for word in TEXT.split()]
+        )
+        choices: list[list[dict[str, Any]]] = [[{"delta": delta}] for delta in deltas]
+        choices[0][0]["delta"]["role"], choices[-1][0]["finish_reason"] = "assistant", "stop"
+        recorded = Recorded(
+            request=Asked(messages=[dict(message) for message in request.messages], params=dict(request.params)),
+            answer={"id": "r", "model": "m"},
+            chunks=[{"after_s": 0.01 * place, "choices": choice} for place, choice in enumerate(choices)],
+            usage=Usage(3, 4, 7),
+            end="finished",
+        )
+        write(folder, str(n), text_of(recorded))
+    return Made(partial(Replay, folder), partial(Replay, folder, model="other"), partial(Replay, folder, pace=1e5))
+
+
 LLMS: dict[str, Callable[[Upstream], Made]] = {
-    "Gpt": _gpt,
+    "Replay": _replay,
+    "Gpt": remote(Gpt),
+    "Gpt on the Responses API": remote(partial(Gpt, api="responses")),
+    "Claude": remote(Claude),
+    "Gemini": remote(Gemini),
     "Demo": _demo,
     "ScriptedLlm": _scripted,
     "text only": lambda _: Made(Sleepy, partial(Sleepy, fail=True), partial(Sleepy, slow=True), tells_usage=False),

@@ -222,7 +222,7 @@ def test_a_service_without_an_address_says_what_to_set(monkeypatch: pytest.Monke
 
 
 def test_an_unknown_service_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownName, match="no service 'nope'; known are azure, deepseek"):
+    with pytest.raises(UnknownName, match="no service 'nope'; known are anthropic, azure, deepseek"):
         Gpt(service="nope")
 
 

@@ -68,6 +68,7 @@ T = TypeVar("T")
 
 MAX_HEAD = 1 << 20
 SETTLE_S = 0.01
+_CALLS = ("/chat/completions", "/responses", "/messages", ":generateContent", ":streamGenerateContent")
 
 
 class _End(enum.Enum):
@@ -275,7 +276,7 @@ class Upstream:
     def _choose(self, request: Received) -> Answer:
         if _is_chat(request):
             return self._script.popleft() if self._script else self.default(request)
-        if request.method == "GET" and request.path.endswith("/models"):
+        if request.method == "GET" and request.path.partition("?")[0].endswith("/models"):
             return self.models
         return Plain(error_body(f"no such path: {request.path!r}", code="not_found"), status=404)
 
@@ -324,7 +325,7 @@ class Upstream:
 
 
 def _is_chat(request: Received) -> bool:
-    return request.path.partition("?")[0].endswith("/chat/completions")
+    return request.path.partition("?")[0].endswith(_CALLS)
 
 
 @contextlib.contextmanager

@@ -7,13 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
-import pytest
-
 from tests.rig.serving import ROOT
-from tests.rig.upstream import Upstream
-from tests.server.gateway import chat, gateway_process
+from tests.rig.upstream import Plain, Stream, Upstream, completion, text_stream, usage_of
+from tests.server.gateway import NO_DRAIN, access_log, chat, gateway, gateway_process
 
 BEGIN = """if True:
     import asyncio, logging, os, sys, threading, time
@@ -33,38 +33,48 @@ def logged(code: str, form: str = "plain", code_is: int = 0) -> list[str]:
     return done.stderr.decode().splitlines()
 
 
-def shown(value: Any) -> str:
-    """How the plain form shows a value."""
-    (line,) = logged(f"    access({{'model': {value!r}, 'end': 1}})\n")
-    found = re.fullmatch(r"\d\d:\d\d:\d\d info    model=(.*) end=1", line)
-    assert found, line
-    return found[1]
+def shown(values: Sequence[Any]) -> list[str]:
+    """How the plain form shows values."""
+    found = []
+    for line in logged(f"    for value in {values!r}: access({{'model': value, 'end': 1}})\n"):
+        said = re.fullmatch(r"\d\d:\d\d:\d\d info    model=(.*) end=1", line)
+        assert said, line
+        found.append(said[1])
+    return found
 
 
-@pytest.mark.parametrize(
-    "value",
-    [FORGED, "a b", "a=b", 'a"b', "a'b", "a\tb", "a\rb", "a\u2028b", "a\x1b[31mb", "a\u202eb", "a\x00b", "a\xa0b"],
-    ids=ascii,
-)
-def test_a_value_that_could_forge_a_line_is_quoted(value: str) -> None:
-    assert shown(value) == repr(value)
+def test_a_value_that_could_forge_a_line_is_quoted() -> None:
+    values = [
+        FORGED,
+        "a b",
+        "a=b",
+        'a"b',
+        "a'b",
+        "a\tb",
+        "a\rb",
+        "a\u2028b",
+        "a\x1b[31mb",
+        "a\u202eb",
+        "a\x00b",
+        "a\xa0b",
+    ]
+    assert shown(values) == [repr(value) for value in values]
 
 
-@pytest.mark.parametrize("value", ["org/Small-7B_v1:free@x", "größe", 3, 4.5, True])
-def test_other_values_stand_as_they_are(value: Any) -> None:
-    assert shown(value) == str(value)
+def test_other_values_stand_as_they_are() -> None:
+    values = ["org/Small-7B_v1:free@x", "größe", 3, 4.5, True]
+    assert shown(values) == [str(value) for value in values]
 
 
 def test_long_values_are_cut() -> None:
-    assert shown("x" * 200) == "x" * 200
-    assert shown("x" * 201) == "x" * 200 + "..."
+    assert shown(["x" * 200, "x" * 201]) == ["x" * 200, "x" * 200 + "..."]
     (line,) = logged("    access({'model': 'x' * 9999, 'by': None, 'in': 5})\n", "json")
     said = json.loads(line)
     assert (said["model"], said["in"], "by" in said) == ("x" * 200 + "...", 5, False)
 
 
 async def test_a_model_name_cannot_forge_a_line_of_the_server(upstream: Upstream) -> None:
-    with gateway_process(upstream) as served:
+    with gateway_process(upstream, server=NO_DRAIN) as served:
         assert served.post(chat(stream=False) | {"model": FORGED}).status_code == 404
         assert served.process is not None
         assert served.process.terminate() == 0
@@ -91,9 +101,9 @@ def test_lines_are_written_soon() -> None:
     code = """
     async def main():
         log.info("one"); log.warning("two"); log.info("three")
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.15)
         log.info("four")
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.15)
         os._exit(0)
     asyncio.run(main())
     """
@@ -156,3 +166,26 @@ def test_no_line_of_a_thread_is_lost() -> None:
     """
     lines = [line for line in words(logged(code)) if line != "loop"]
     assert len(lines) == len(set(lines)) == 6000
+
+
+def test_row_a16_money_is_exact_in_json_and_short_in_a_plain_line() -> None:
+    facts = "{'usd': Decimal('0.000000123450'), 'no': None, 'free': Decimal('0E-6')}"
+    line = f"    from decimal import Decimal\n    access({facts})\n"
+    (told,) = (json.loads(row) for row in logged(line, "json"))
+    assert (told["usd"], told["free"], "no" in told) == ("0.00000012345", "0", False)
+    (plain,) = logged(line)
+    assert plain.endswith("info    usd=0.000000123 free=0")
+
+
+async def test_row_a16_a_request_s_line_says_what_it_cost(upstream: Upstream) -> None:
+    usage = usage_of(40, 12)
+    upstream.script(
+        Stream(text_stream("Hello", usage=usage)), Plain(completion("Hello", usage=usage)), Plain(completion("Hi"))
+    )
+    with gateway(upstream, model={"llm": "openai:gpt-5-mini"}) as served, access_log() as log:
+        for stream in (True, False):
+            assert served.post(chat(stream=stream)).status_code == 200
+    with gateway(upstream, model={"llm": "openai:unheard-of"}) as served, access_log() as unpriced:
+        assert served.post(chat(stream=False)).status_code == 200
+    assert [row["cost_usd"] for row in log.rows] == [Decimal("0.000034")] * 2
+    assert [row["cost_usd"] for row in unpriced.rows] == [None]

@@ -132,3 +132,23 @@ def test_every_request_is_logged_but_probes_that_succeed(upstream: Upstream) -> 
         assert served.get("/v1/models").status_code == 401
         assert served.get("/nowhere").status_code == 404
     assert [(row["path"], row["status"]) for row in log.rows] == [("/v1/models", 401), ("(unknown)", 404)]
+
+
+def test_row_a16_a_model_is_listed_with_its_limits_prices_and_capabilities(
+    provider: openai.OpenAI, upstream: Upstream
+) -> None:
+    upstream.models = Plain(model_list("gemini-2.5-pro", "gpt-5.5", "gpt-5.6-sol"))
+    unknown, known, unpriced = (model.to_dict() for model in provider.models.list())
+    assert set(unknown) == {"id", "object", "created", "owned_by"}
+    assert known["context_window"] == 1_050_000
+    assert known["max_output_tokens"] == 128_000
+    assert known["pricing"] == {
+        "input": "5",
+        "output": "30",
+        "cached_input": "0.5",
+        "over": 272_000,
+        "long": {"input": "10", "output": "45", "cached_input": "1"},
+    }
+    assert known["capabilities"] == ["tools", "images", "json_schema", "reasoning"]
+    assert "pricing" not in unpriced
+    assert provider.models.retrieve("gpt-5.5").to_dict() == known

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from types import TracebackType
 from typing import Any
 
+from msgspec.structs import replace
+
 from penstock.events import Chunks
-from penstock.messages import ChatReply, ChatRequest, Choice, Chunk, ChunkChoice, Delta, Message
+from penstock.llms.prices import ModelInfo, Price, model_info
+from penstock.messages import ChatReply, ChatRequest, Choice, Chunk, ChunkChoice, Delta, Message, Usage
 from penstock.policies import Policy, wrap
 from penstock.run import Executor, Run, execute
+
+USUAL_TIERS = (None, "auto", "default", "standard", "standard_only")
+"""The tiers of a service that its usual prices are for."""
 
 
 class BaseLlm:
@@ -22,6 +29,8 @@ class BaseLlm:
     provider: str = "custom"
     model: str = ""
     policies: tuple[Policy, ...] = ()
+    params: Mapping[str, Any] = {}
+    _price: Price | None = None
     _wrapped: Executor[ChatRequest, ChatReply] | None = None
 
     def __init__(self, *, model: str = "", policies: Iterable[Policy] = ()) -> None:
@@ -46,6 +55,37 @@ class BaseLlm:
         choice = ChunkChoice(delta=Delta(role="assistant", content=text), finish_reason="stop")
         await run.emit(Chunks(views=[Chunk(choices=[choice], model=model)]))
         return ChatReply(model=model, choices=(Choice(content=text, finish_reason="stop"),))
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What is known of its model, with the price it was given."""
+        return self.info_of(self.model)
+
+    @property
+    def price(self) -> Price | None:
+        """What its model costs: as it was given, else as the table says; None where that is not known."""
+        info = self.info
+        return None if info is None else info.price
+
+    @price.setter
+    def price(self, price: Price | None) -> None:
+        self._price = price
+
+    def cost(self, request: ChatRequest, usage: Usage, answered: str = "") -> Decimal | None:
+        """What a call costs in USD, by the model it was asked for, else by the one that answered; None: not known."""
+        tier = request.params.get("service_tier", self.params.get("service_tier"))
+        if self._price is None and tier not in USUAL_TIERS:
+            return None
+        for model in (self.model or request.model, answered):
+            info = self.info_of(model)
+            if info is not None and info.price is not None:
+                return info.price.cost(usage)
+        return None
+
+    def info_of(self, model: str) -> ModelInfo | None:
+        """What is known of a model that a request may ask it for."""
+        info = model_info(self.provider, model)
+        return info if self._price is None else replace(info or ModelInfo(), price=self._price)
 
     def wrapped(self, call: Any) -> Executor[ChatRequest, ChatReply]:
         """This LLM's `call` inside its policies, put together once: a limit counts over all calls."""

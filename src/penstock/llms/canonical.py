@@ -63,7 +63,7 @@ class Thinking:
 class _Call:
     """One tool call while it arrives."""
 
-    __slots__ = ("doubtful", "held", "id", "name", "parts", "place", "started", "wire_index")
+    __slots__ = ("doubtful", "extra", "held", "id", "name", "parts", "place", "started", "wire_index")
 
     def __init__(self, place: int, wire_index: int | None, *, doubtful: bool) -> None:
         self.place, self.wire_index, self.doubtful = place, wire_index, doubtful
@@ -72,6 +72,7 @@ class _Call:
         self.parts: list[str] = []
         self.held: list[str] = []
         self.started = False
+        self.extra: Any = None
 
     @property
     def complete(self) -> bool:
@@ -90,6 +91,7 @@ class _Call:
     def add(self, piece: ToolCallDelta) -> None:
         """Take one piece in."""
         self.id = self.id or piece.id
+        self.extra = self.extra or piece.extra_content
         if piece.function is not None:
             self.name = self.name or piece.function.name
             if piece.function.arguments:
@@ -104,7 +106,7 @@ class _Call:
         self.started = True
         self.id = self.id or f"call_{uuid.uuid4().hex[:24]}"
         function = FunctionDelta(name=self.name or "", arguments=arguments)
-        return ToolCallDelta(index=self.place, id=self.id, type="function", function=function)
+        return ToolCallDelta(index=self.place, id=self.id, type="function", function=function, extra_content=self.extra)
 
 
 class ToolCalls:

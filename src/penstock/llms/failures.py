@@ -21,7 +21,7 @@ from penstock.errors import (
     Unauthorized,
     Unavailable,
 )
-from penstock.messages import is_object
+from penstock.messages import is_array, is_object
 from penstock.net import HttpError, Secret
 
 BY_STATUS: dict[int, type[LlmError]] = {
@@ -45,6 +45,26 @@ BY_CODE: dict[str, type[LlmError]] = {
     "server_error": Unavailable,
     "overloaded_error": Unavailable,
 }
+# Google's words (https://cloud.google.com/apis/design/errors), which come beside a number.
+BY_WORD: dict[str, type[LlmError]] = {
+    "API_KEY_INVALID": Unauthorized,
+    "RESOURCE_EXHAUSTED": RateLimited,
+    "UNAUTHENTICATED": Unauthorized,
+    "PERMISSION_DENIED": Unauthorized,
+    "UNAVAILABLE": Unavailable,
+    "INTERNAL": Unavailable,
+    "ABORTED": Unavailable,
+    "DEADLINE_EXCEEDED": TimedOut,
+}
+SAYINGS: dict[str, str] = {
+    "prompt is too long": "context_length_exceeded",
+    "exceed context limit": "context_length_exceeded",
+    "exceeds the maximum number of tokens": "context_length_exceeded",
+    "content filtering policy": "content_filter",
+}
+"""Parts of what services say with status 400 where no code tells the kind, each with the code that is meant."""
+SPENT = {"insufficient_quota", "enforced_spend_limit_reached", "contract_spend_limit_reached"}
+"""Codes of a 429 that no waiting helps."""
 MAX_TEXT = 2000
 
 
@@ -58,6 +78,8 @@ class Who(NamedTuple):
 def from_status(status: int, headers: Mapping[str, str], body: bytes, *, who: Who) -> LlmError:
     """The error that an HTTP answer other than 200 means."""
     said = _decoded(body) or _wordless(status, headers)
+    if is_array(said) and len(said) == 1:
+        (said,) = said
     kind = BY_STATUS.get(status) or (BadAnswer if status < 400 else BadRequest if status < 500 else Unavailable)
     return from_said(said, kind, status=status, headers=headers, who=who)
 
@@ -73,26 +95,57 @@ def from_said(
     """The error that a service's own error object means; `kind` when the object does not name a known one."""
     headers = headers or {}
     detail = said.get("error", said) if is_object(said) else said
-    fields = detail if is_object(detail) else {"message": detail}
+    fields: dict[str, Any] = _spread(detail) if is_object(detail) else {"message": detail}
     code = next((str(fields[key]) for key in ("code", "type") if str(fields.get(key)) in BY_CODE), None)
+    word = next((str(fields[key]) for key in ("reason", "status") if str(fields.get(key)) in BY_WORD), None)
+    if code is None and status == 400:
+        text = str(fields.get("message"))
+        code = next((meant for saying, meant in SAYINGS.items() if saying in text), None)
     if code is not None:
         kind = BY_CODE[code]
+    elif word is not None:
+        kind = BY_WORD[word]
     elif status is None and isinstance(fields.get("code"), int):
         kind = BY_STATUS.get(fields["code"]) or (BadRequest if 400 <= fields["code"] < 500 else Unavailable)
-    said_code = fields.get("code")
+    said_code = fields.get("word", fields.get("code"))
+    wait = _retry_after(headers)
     error = kind(
         _shown(fields.get("message") or fields.get("detail") or "no reason given", who) or "",
         provider=who.provider,
         status=status,
-        request_id=_shown(headers.get("x-request-id"), who),
+        request_id=_shown(headers.get("x-request-id") or headers.get("request-id"), who),
         code=code if said_code is None else _shown(said_code, who),
-        retry_after=_retry_after(headers),
+        retry_after=_seconds(fields.get("retryDelay")) if wait is None else wait,
     )
     error.param = _shown(fields.get("param") or None, who)
     error.type = _shown(fields.get("type") or None, who)
-    if fields.get("code") == "insufficient_quota":
+    if str(said_code) in SPENT:
         error.retryable = False
     return error
+
+
+def _spread(fields: dict[str, Any]) -> dict[str, Any]:
+    """A service's error, with the word for its code where that is among the details, as in Anthropic's and Google's.
+
+    See https://cloud.google.com/apis/design/errors.
+    """
+    details = fields.get("details")
+    if is_object(details) and details.get("error_code"):
+        return {"code": details["error_code"], **fields}
+    if not isinstance(fields.get("status"), str):
+        return fields
+    rows = [row for row in details if is_object(row)] if is_array(details) else []
+    found: dict[str, Any] = {key: row[key] for row in rows for key in ("reason", "retryDelay") if key in row}
+    return {**fields, **found, "word": found.get("reason") or fields["status"]}
+
+
+def _seconds(said: Any) -> float | None:
+    """A duration as protocol buffers write it in JSON: `7.5s`."""
+    try:
+        wait = float(str(said).removesuffix("s"))
+    except ValueError:
+        return None
+    return max(0.0, wait) if math.isfinite(wait) else None
 
 
 def _wordless(status: int, headers: Mapping[str, str]) -> str:

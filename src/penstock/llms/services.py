@@ -1,7 +1,8 @@
-"""The services that speak the OpenAI chat wire: one row each."""
+"""The services that are reached over HTTP: one row each, most of them on the OpenAI chat wire."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -16,14 +17,44 @@ class Service:
     local: bool = False
     key_header: str = "authorization"
     base_suffix: str = ""
+    wire: str = "openai"
+    """The name in `LLMS` of the class that speaks with it."""
+    other_key_env: str = ""
+    """A variable that wins over `key_env` where both are set."""
+    headers: tuple[tuple[str, str], ...] = ()
     usage_on_request: bool = True
     """Whether a stream carries usage only when `stream_options.include_usage` asks for it."""
+
+    @property
+    def key_envs(self) -> tuple[str, ...]:
+        """The variables that may hold its key, the first one wins."""
+        return tuple(name for name in (self.other_key_env, self.key_env) if name)
 
 
 SERVICES: dict[str, Service] = {
     row.name: row
     for row in (
         Service("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+        Service(
+            "anthropic",
+            "https://api.anthropic.com/v1",
+            "ANTHROPIC_API_KEY",
+            "ANTHROPIC_BASE_URL",
+            key_header="x-api-key",
+            base_suffix="/v1",
+            wire="anthropic",
+            headers=(("anthropic-version", "2023-06-01"),),
+        ),
+        Service(
+            "gemini",
+            "https://generativelanguage.googleapis.com/v1beta",
+            "GEMINI_API_KEY",
+            "GEMINI_BASE_URL",
+            key_header="x-goog-api-key",
+            base_suffix="/v1beta",
+            wire="gemini",
+            other_key_env="GOOGLE_API_KEY",
+        ),
         Service(
             "azure",
             "",
@@ -45,3 +76,9 @@ SERVICES: dict[str, Service] = {
         Service("xai", "https://api.x.ai/v1", "XAI_API_KEY", "XAI_BASE_URL"),
     )
 }
+
+
+def split(llm: str) -> tuple[str, str]:
+    """Service and model of `service:model` or `service/model`, split at the first of either."""
+    found = re.search(r"[:/]", llm)
+    return (llm[: found.start()], llm[found.end() :]) if found else (llm, "")

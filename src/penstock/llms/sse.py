@@ -58,7 +58,7 @@ class SseReader:
             if not block:
                 return _NOTHING
         if b"\r" in block:
-            parts, plain = _EVENT_END.split(block), False
+            parts, plain = _events(block), False
         else:
             parts = block.split(b"\n\n")
         rest = parts.pop()
@@ -88,13 +88,20 @@ class SseReader:
         return (block[3:], False) if block.startswith(b"\xef\xbb\xbf") else (block, True)
 
 
+def _events(block: bytes) -> list[bytes]:
+    """The events of a piece with carriage returns; nearly always every line ends with both marks."""
+    if block.count(b"\r\n") == block.count(b"\r") == block.count(b"\n"):
+        return block.split(b"\r\n\r\n")
+    return _EVENT_END.split(block)
+
+
 def _read(parts: list[bytes], plain: bytes | None) -> Read:
     payloads: list[bytes] = []
     for part in parts:
         if part[:6] == b"data: " and b"\n" not in part and b"\r" not in part:
             payload = part[6:]
         else:
-            plain, payload = None, _data(part)
+            plain, payload = None, _named(part) or _data(part)
         if payload[:1] != b"{":
             bare = payload.strip()
             if bare == DONE:
@@ -106,6 +113,14 @@ def _read(parts: list[bytes], plain: bytes | None) -> Read:
                 continue
         payloads.append(payload)
     return Read(payloads, plain)
+
+
+def _named(event: bytes) -> bytes | None:
+    """The data of an event that is exactly a name and one line of it, as services write them that name events."""
+    name, _, data = event.partition(b"\n")
+    if name[:6] != b"event:" or data[:6] != b"data: " or b"\n" in data or b"\r" in event:
+        return None
+    return data[6:]
 
 
 def _data(event: bytes) -> bytes:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from decimal import Decimal
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +19,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from penstock.errors import PenstockError, ToolFailed
-from penstock.events import Chunks, Event, Fold, Told, Used
+from penstock.events import Chunks, Event, Fold, Told, Used, summed
 from penstock.messages import Usage
 from penstock.outcome import Cancelled, Outcome
 from penstock.root import Closing
@@ -39,7 +40,7 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
 
     Streams server-sent events when `request.stream` is true (for a request without that field, always), else one JSON
     body. With `render`, the answer is `render(result)`, which is JSON too. `headers` are added to the answer. What is
-    told of the end is in `status`, `outcome` and `usage` afterwards.
+    told of the end is in `status`, `outcome`, `usage` and `cost` afterwards.
     """
 
     def __init__(  # the arguments of `execute`, and how to answer  # noqa: PLR0913
@@ -64,6 +65,7 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
         self._task: asyncio.Task[Any] | None = None
         self.status = 0
         self.usage = Usage()
+        self.cost: Decimal | None = Decimal(0)
         self.ttft_s: float | None = None
         self.outcome: Outcome[Any] = Cancelled("not started")
 
@@ -111,6 +113,7 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
         def count(event: Event) -> None:
             if isinstance(event, Used):
                 self.usage, self.ttft_s = self.usage + event.usage, event.ttft_s
+                self.cost = summed(self.cost, event)
 
         async def call(request: Any, run: Run, /) -> Any:
             return await executor(request, run.listening(count))

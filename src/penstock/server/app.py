@@ -276,6 +276,7 @@ def _log(  # the facts of one request  # noqa: PLR0913
             fields["ttft_ms"] = round(answer.ttft_s * 1000, 1)
         if usage.total or answer.rendering is None:
             fields |= {"in": usage.prompt, "out": usage.completion, "partial": True if usage.partial else None}
+            fields["cost_usd"] = answer.cost
         if isinstance(answer.outcome, Failed):
             error = answer.outcome.error if isinstance(answer.outcome.error, PenstockError) else None
             fields["error"] = type(answer.outcome.error).__name__

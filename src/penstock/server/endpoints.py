@@ -12,6 +12,7 @@ import msgspec
 
 from penstock.config.listing import Model
 from penstock.errors import Invalid, NotFound
+from penstock.llms.prices import Price, usd
 from penstock.messages import ChatReply, ChatRequest
 from penstock.policies.trace import Describe, describe_chat
 from penstock.run import Executor, Principal
@@ -132,6 +133,23 @@ def row(tool: BaseToolExecutor[Any]) -> dict[str, Any]:
     spec = tool.spec
     about = {"id": spec.id or tool.name, "object": "tool", "version": spec.version, "owner": spec.owner}
     return {**about, "permissions": list(spec.permissions), "return_target": spec.return_target, **tool.definition}
+
+
+def model_row(model: Model) -> dict[str, Any]:
+    """A model as it is listed, with what is known of it: limits in tokens, prices in USD for a million of them."""
+    found: dict[str, Any] = {"id": model.id, "object": "model", "created": model.created, "owned_by": model.owned_by}
+    if (info := model.info) is not None:
+        price = None if info.price is None else _pricing(info.price)
+        limits = {"context_window": info.context_window, "max_output_tokens": info.max_output_tokens}
+        more = {**limits, "pricing": price, "capabilities": info.capabilities or None}
+        found |= {name: value for name, value in more.items() if value is not None}
+    return found
+
+
+def _pricing(price: Price) -> dict[str, Any]:
+    amounts = {name: getattr(price, name) for name in ("input", "output", "cached_input", "cache_write")}
+    row: dict[str, Any] = {name: usd(amount) for name, amount in amounts.items() if amount is not None}
+    return row if price.long is None else {**row, "over": price.over, "long": _pricing(price.long)}
 
 
 def _rendered(name: str, result: ToolResult) -> bytes:

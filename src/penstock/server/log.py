@@ -9,13 +9,18 @@ import re
 import sys
 import time
 from contextlib import suppress
+from decimal import Context, Decimal
 from typing import Any, Literal, TextIO
 
 import msgspec
 
+from penstock.llms.prices import usd
+
 LOGGER = logging.getLogger("penstock")
 BATCH_S = 0.05
 LONGEST = 200
+SHORT = Context(prec=3)
+"""Money in a plain line has three digits that count; a JSON line has all."""
 ACCESS = logging.getLogger("penstock.access")
 _SPECIAL = re.compile(r"""[\s='"]""")
 
@@ -108,11 +113,15 @@ class _Json(logging.Formatter):
 
 
 def _cut(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return usd(value)
     return f"{value[:LONGEST]}..." if isinstance(value, str) and len(value) > LONGEST else value
 
 
 def _word(value: Any) -> str:
     """A value as one word of a line, whatever a client put into it."""
+    if isinstance(value, Decimal):
+        return usd(SHORT.create_decimal(value))
     if not isinstance(value, str):
         return str(value)
     text = str(_cut(value))

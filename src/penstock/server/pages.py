@@ -12,11 +12,10 @@ from fastapi import FastAPI, Header, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from penstock.config.listing import Model
 from penstock.errors import PenstockError, RequestError
 from penstock.run import Principal
 from penstock.server.auth import Auth, demand
-from penstock.server.endpoints import Catalog, listed
+from penstock.server.endpoints import Catalog, listed, model_row
 from penstock.server.wire import answer_of
 
 if TYPE_CHECKING:
@@ -43,13 +42,13 @@ def pages(catalog: Catalog, tools: Tools, auth: Auth, *, ready: Callable[[], boo
     @app.get("/v1/models", tags=["models"], summary="List the models")
     async def list_models(authorization: Authorization = None) -> dict[str, Any]:
         admit(authorization)
-        return {"object": "list", "data": [_row(model) for model in await catalog.models()]}
+        return {"object": "list", "data": [model_row(model) for model in await catalog.models()]}
 
     @app.get("/models/{model:path}", include_in_schema=False)
     @app.get("/v1/models/{model:path}", tags=["models"], summary="One model")
     async def one_model(model: str, authorization: Authorization = None) -> dict[str, Any]:
         admit(authorization)
-        return _row(await catalog.model(model))
+        return model_row(await catalog.model(model))
 
     @app.get("/tools", include_in_schema=False)
     @app.get("/v1/tools", tags=["tools"], summary="List the tools you may call")
@@ -73,10 +72,6 @@ def pages(catalog: Catalog, tools: Tools, auth: Auth, *, ready: Callable[[], boo
     plain = app.openapi
     app.openapi = lambda: _with_runs(plain())  # type: ignore[method-assign]
     return app
-
-
-def _row(model: Model) -> dict[str, Any]:
-    return {"id": model.id, "object": "model", "created": model.created, "owned_by": model.owned_by}
 
 
 def _admitted(auth: Auth, authorization: str | None, scope: str = "chat") -> Principal:

@@ -104,7 +104,8 @@ def run(settings: Settings, *, config_path: str | None = None, fd: int | None = 
     if fd is None and server.workers > 1:
         config = ["--config", config_path] if config_path else []
         address = ["--host", server.host, "--port", str(server.port), "--log", server.log, "--workers", "1"]
-        return supervise([sys.executable, "-m", "penstock", "serve", *config, *address], server.workers, sock)
+        folders = [part for name, path in settings.recordings if path for part in (f"--{name}", path)]
+        return supervise([sys.executable, "-m", "penstock", "serve", *config, *address, *folders], server.workers, sock)
     if settings.tracing.otlp is not None:
         export_to(settings.tracing.otlp)
     serve(application(settings), sock, drain_s=server.drain_s)

@@ -9,15 +9,27 @@ from typing import Any
 import msgspec
 
 from penstock.events import Chunks, Event, Reasoning, Text
-from penstock.messages import ChatReply, ChatRequest, Choice, Chunk, ChunkChoice, Delta, Usage, is_object
+from penstock.messages import (
+    ChatReply,
+    ChatRequest,
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Delta,
+    FunctionDelta,
+    ToolCallDelta,
+    Usage,
+    is_object,
+)
 from penstock.server.wire import answer_of
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
+OBJECT = "chat.completion.chunk"
 _random = random.Random().getrandbits  # noqa: S311  # names of requests, not secrets
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
-_DELTA = ("role", "content", "reasoning_content", "reasoning", "refusal", "tool_calls")
+_DELTA = ("role", "content", "reasoning_content", "reasoning", "refusal", "tool_calls", "extra_content")
 
 
 def fresh_id() -> str:
@@ -28,13 +40,26 @@ def fresh_id() -> str:
 class Encoder:
     """The server-sent events of one answer."""
 
-    __slots__ = ("_began", "_created", "_id", "_model", "_spoke", "_text", "_usage_asked", "_usage_told")
+    __slots__ = (
+        "_began",
+        "_created",
+        "_head",
+        "_id",
+        "_model",
+        "_spoke",
+        "_text",
+        "_top",
+        "_usage_asked",
+        "_usage_told",
+    )
 
     def __init__(self, request: object) -> None:
         chat = request if isinstance(request, ChatRequest) else None
         self._id = f"chatcmpl-{fresh_id()}"
         self._created = int(time.time())
         self._model = chat.model if chat else ""
+        self._top: tuple[object, ...] = ()
+        self._head = b""
         self._usage_asked = chat is not None and chat.wants_usage
         self._began = self._spoke = self._text = self._usage_told = False
 
@@ -80,9 +105,15 @@ class Encoder:
 
     def _view(self, view: Chunk) -> bytes:
         """A chunk with every required field."""
-        view.id, view.model, view.object = view.id or self._id, view.model or self._model, "chat.completion.chunk"
+        view.id, view.model, view.object = view.id or self._id, view.model or self._model, OBJECT
         view.created = self._created if view.created is None else view.created
-        return _frame(chunk_json(view))
+        if view.raw is not None or view.usage is not None:
+            return _frame(chunk_json(view))
+        top = (view.id, view.created, view.model)
+        if top != self._top:
+            fields = {"id": view.id, "object": OBJECT, "created": view.created, "model": view.model}
+            self._top, self._head = top, b"data: %b" % _encode(fields)[:-1]
+        return b'%b,"choices":%b}\n\n' % (self._head, _encode(view.choices))
 
 
 def _frame(body: dict[str, Any]) -> bytes:
@@ -167,7 +198,7 @@ def reply_bytes(reply: ChatReply, *, model: str, usage: Usage) -> bytes:
 
 def _delta_of(choice: Choice) -> Delta:
     calls = [
-        {"index": n, "id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        ToolCallDelta(n, call.id, "function", FunctionDelta(call.name, call.arguments), call.extra_content)
         for n, call in enumerate(choice.tool_calls)
     ]
     return Delta(
@@ -175,7 +206,8 @@ def _delta_of(choice: Choice) -> Delta:
         reasoning_content=choice.reasoning,
         reasoning=choice.reasoning,
         refusal=choice.refusal,
-        tool_calls=msgspec.convert(calls, list[Any]) or None,
+        tool_calls=calls or None,
+        extra_content=choice.extra_content,
     )
 
 
@@ -185,6 +217,6 @@ def _message_json(choice: Choice, said: dict[str, Any]) -> dict[str, Any]:
     message["role"] = "assistant"
     message.setdefault("content", None)
     for call in message.get("tool_calls") or ():
-        call.pop("index", None)
+        call.index = None  # which leaves it out
     said["index"], said["message"], said["finish_reason"] = choice.index, message, choice.finish_reason or "stop"
     return said

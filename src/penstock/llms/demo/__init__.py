@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 
 import msgspec
 
@@ -84,7 +85,7 @@ class Demo(BaseLlm):
         finally:
             usage = _usage(prompt, fold, partial=partial)
             if not abandoned:  # a closing coroutine cannot wait for a listener
-                await run.emit(Used(usage=usage, model=MODEL, provider=self.provider))
+                await run.emit(Used(usage=usage, model=MODEL, provider=self.provider, cost=Decimal(0)))
         return fold.reply(usage)
 
 
@@ -213,10 +214,11 @@ def _deltas(answer: _Answer) -> Iterator[Delta]:
 def _streamed(answer: _Answer, count: int) -> Iterator[list[ChunkChoice]]:
     """One choice after another: who speaks, what is said, why it ends."""
     for index in range(count):
-        yield [ChunkChoice(Delta(role="assistant", content="" if answer.text is not None else None), index)]
+        first = Delta(role="assistant", content="" if answer.text is not None else None)
+        yield [ChunkChoice(delta=first, index=index)]
         for delta in _deltas(answer):
-            yield [ChunkChoice(delta, index)]
-        yield [ChunkChoice(Delta(), index, answer.finish_reason)]
+            yield [ChunkChoice(delta=delta, index=index)]
+        yield [ChunkChoice(delta=Delta(), index=index, finish_reason=answer.finish_reason)]
 
 
 def _whole(answer: _Answer, count: int) -> Iterator[list[ChunkChoice]]:
@@ -227,4 +229,4 @@ def _whole(answer: _Answer, count: int) -> Iterator[list[ChunkChoice]]:
         for n, (name, arguments) in enumerate(answer.calls)
     ]
     delta = Delta(role="assistant", content=answer.text, tool_calls=calls or None)
-    yield [ChunkChoice(delta, index, answer.finish_reason) for index in range(count)]
+    yield [ChunkChoice(delta=delta, index=index, finish_reason=answer.finish_reason) for index in range(count)]

@@ -1,0 +1,295 @@
+"""Reads what Google's generateContent answers, streamed or whole (https://ai.google.dev/api/generate-content)."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import msgspec
+
+from penstock.errors import BadAnswer, Refused
+from penstock.llms.answer import NativeReading, Whole
+from penstock.llms.failures import Who, from_said
+from penstock.messages import (
+    Chunk,
+    ChunkChoice,
+    CompletionTokens,
+    Delta,
+    FunctionDelta,
+    PromptTokens,
+    ToolCallDelta,
+    Usage,
+    is_array,
+    is_object,
+    merged,
+)
+
+FINISHES = {
+    "STOP": "stop",
+    "MAX_TOKENS": "length",
+    "CONTINUATION": "length",
+    **dict.fromkeys(
+        (
+            "SAFETY",
+            "RECITATION",
+            "LANGUAGE",
+            "BLOCKLIST",
+            "PROHIBITED_CONTENT",
+            "SPII",
+            "IMAGE_SAFETY",
+            "IMAGE_PROHIBITED_CONTENT",
+            "IMAGE_RECITATION",
+            "ESCALATION",
+            "MODEL_ARMOR",
+        ),
+        "content_filter",
+    ),
+}
+"""OpenAI's word for each reason to end; one that is not here is no end of an answer, but the failure of one."""
+
+
+class _Call(msgspec.Struct, gc=False):
+    name: str = ""
+    args: dict[str, Any] | None = None
+    id: str | None = None
+
+
+class _Part(msgspec.Struct, gc=False, rename="camel"):
+    text: str | None = None
+    thought: bool = False
+    thought_signature: str | None = None
+    function_call: _Call | None = None
+
+
+class _Content(msgspec.Struct, gc=False):
+    parts: list[_Part] = []
+
+
+class _Token(msgspec.Struct, gc=False, rename="camel"):
+    token: str = ""
+    log_probability: float = 0.0
+
+
+class _Tops(msgspec.Struct, gc=False):
+    candidates: list[_Token] = []
+
+
+class _Logprobs(msgspec.Struct, gc=False, rename="camel"):
+    chosen_candidates: list[_Token] = []
+    top_candidates: list[_Tops] = []
+
+
+class _Candidate(msgspec.Struct, gc=False, rename="camel"):
+    content: _Content | None = None
+    finish_reason: str | None = None
+    finish_message: str | None = None
+    index: int | None = None
+    logprobs_result: _Logprobs | None = None
+    grounding_metadata: Any = None
+
+
+class _Feedback(msgspec.Struct, gc=False, rename="camel"):
+    block_reason: str | None = None
+    block_reason_message: str | None = None
+
+
+class _Counts(msgspec.Struct, gc=False, rename="camel"):
+    prompt_token_count: int = 0
+    tool_use_prompt_token_count: int = 0
+    cached_content_token_count: int = 0
+    candidates_token_count: int = 0
+    thoughts_token_count: int = 0
+
+
+class _Answer(msgspec.Struct, gc=False, rename="camel"):
+    candidates: list[_Candidate] = []
+    usage_metadata: _Counts | None = None
+    response_id: str | None = None
+    model_version: str | None = None
+    prompt_feedback: _Feedback | None = None
+    error: Any = None
+
+
+_answer = msgspec.json.Decoder(_Answer).decode
+_any = msgspec.json.Decoder().decode
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class _Choice:
+    """What must be remembered of one candidate between its chunks."""
+
+    __slots__ = ("calls", "others")
+
+    def __init__(self) -> None:
+        self.calls = self.others = 0
+
+
+class GeminiReading(NativeReading):
+    """Every event is a whole answer of its own, which holds the next parts of each candidate."""
+
+    __slots__ = ("_choices", "_finished", "_id", "_scored", "_who")
+
+    def __init__(self, who: Who) -> None:
+        self._who = who
+        self._choices: dict[int, _Choice] = {}
+        self._finished: set[int] = set()
+        self._id = ""
+        self._scored = False
+
+    def view(self, payload: bytes) -> Chunk | None:
+        """The chunk that one event means; its usage is partial as long as a candidate goes on."""
+        try:
+            answer = _decoded(payload)
+            if answer.error or answer.prompt_feedback is not None:
+                self._check(answer, payload)
+            self._id = answer.response_id or self._id
+            choices = [self._choice(place, one, payload) for place, one in enumerate(answer.candidates)]
+        except _UNREADABLE as error:
+            raise self._bad(f"sent a malformed answer: {error}") from error
+        counts = answer.usage_metadata
+        if not choices and counts is None:
+            return None
+        view = Chunk(choices, answer.response_id, None, None, answer.model_version)
+        if counts is not None:
+            view.usage = _usage(counts, partial=not self._finished or len(self._finished) < len(self._choices))
+        if self._scored:
+            view.raw, self._scored = _with_logprobs(answer.candidates), False
+        return view
+
+    def whole(self, body: bytes) -> Whole:
+        """An unstreamed answer as one chunk."""
+        view = self.view(body) or Chunk(choices=[])
+        if any(choice.finish_reason is None for choice in view.choices):
+            raise self._bad("sent an answer that has not ended")
+        raw, view.raw = view.raw, None
+        return view, None, raw
+
+    def _check(self, answer: _Answer, payload: bytes) -> None:
+        """Raise what the service said in place of an answer, be it of the prompt."""
+        if answer.error:
+            raise from_said(_any(payload), who=self._who)
+        feedback = answer.prompt_feedback
+        if feedback is not None and feedback.block_reason and not answer.candidates:
+            why = f": {feedback.block_reason_message}" if feedback.block_reason_message else ""
+            text = f"{self._who.provider} refused the prompt with {feedback.block_reason!r}{why}"
+            raise from_said({"message": text, "code": feedback.block_reason}, Refused, who=self._who)
+
+    def _choice(self, place: int, said: _Candidate, payload: bytes) -> ChunkChoice:
+        index = place if said.index is None else said.index
+        delta = Delta()
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = _Choice()
+            delta.role = "assistant"
+        if said.content is not None:
+            for number, part in enumerate(said.content.parts):
+                if part.function_call is not None:
+                    delta.tool_calls = [*(delta.tool_calls or ()), self._call(choice, part, part.function_call, index)]
+                elif part.text is None and not part.thought_signature:
+                    _add_other(choice, delta, _any(payload)["candidates"][place]["content"]["parts"][number])
+                else:
+                    _add_text(delta, part)
+        if said.logprobs_result is not None:
+            self._scored = True
+        if said.grounding_metadata is not None:
+            _add_extra(delta, {"grounding_metadata": said.grounding_metadata})
+        finish = self._finish(said, index) if said.finish_reason else None
+        return ChunkChoice(index=index, delta=delta, finish_reason=finish)
+
+    def _call(self, choice: _Choice, part: _Part, call: _Call, index: int) -> ToolCallDelta:
+        """A whole call. An id is derived where the service gives none: the same recorded answer has the same ids."""
+        number, choice.calls = choice.calls, choice.calls + 1
+        stem = f"{self._id}_{index}" if self._id else uuid.uuid4().hex
+        arguments = msgspec.json.format(msgspec.json.encode(call.args or {}), indent=0).decode()
+        signature = part.thought_signature
+        return ToolCallDelta(
+            index=number,
+            id=call.id or f"call_{stem}_{number}",
+            type="function",
+            function=FunctionDelta(call.name, arguments),
+            extra_content={"google": {"thought_signature": signature}} if signature else None,
+        )
+
+    def _finish(self, said: _Candidate, index: int) -> str:
+        reason = FINISHES.get(said.finish_reason or "")
+        if reason is None:
+            why = f": {said.finish_message}" if said.finish_message else ""
+            text = f"{self._who.provider} broke off its answer with {said.finish_reason!r}{why}"
+            raise from_said({"message": text, "code": said.finish_reason}, BadAnswer, who=self._who)
+        self._finished.add(index)
+        return "tool_calls" if reason == "stop" and self._choices[index].calls else reason
+
+    def _bad(self, what: str) -> BadAnswer:
+        return BadAnswer(f"{self._who.provider} {what}", provider=self._who.provider)
+
+
+def _decoded(payload: bytes) -> _Answer:
+    try:
+        return _answer(payload)
+    except msgspec.ValidationError:  # a proxy may write null for what is not there, and counts as texts
+        return msgspec.convert(_without_nulls(_any(payload)), _Answer, strict=False)
+
+
+def _without_nulls(said: Any) -> Any:
+    """JSON without the fields that are null, but for what a model wrote."""
+    if is_array(said):
+        return [_without_nulls(item) for item in said]
+    if not is_object(said):
+        return said
+    kept = {key: value for key, value in said.items() if value is not None}
+    return {key: value if key == "args" else _without_nulls(value) for key, value in kept.items()}
+
+
+def _add_text(delta: Delta, part: _Part) -> None:
+    text = part.text
+    if text and part.thought:
+        delta.reasoning_content = delta.reasoning = (delta.reasoning or "") + text
+    elif text:
+        delta.content = text if delta.content is None else delta.content + text
+    if part.thought_signature:
+        _add_extra(delta, {"thought_signature": part.thought_signature})
+
+
+def _add_other(choice: _Choice, delta: Delta, part: Any) -> None:
+    """Keep a part that OpenAI's wire has no place for, such as code that was run: its service wants it back."""
+    if is_object(part) and part:
+        _add_extra(delta, {"parts": [{"index": choice.others, **part}]})
+        choice.others += 1
+
+
+def _add_extra(delta: Delta, said: dict[str, Any]) -> None:
+    delta.extra_content = merged(delta.extra_content, {"google": said})
+
+
+def _usage(said: _Counts, *, partial: bool) -> Usage:
+    prompt = said.prompt_token_count + said.tool_use_prompt_token_count
+    cached, thoughts = said.cached_content_token_count, said.thoughts_token_count
+    completion = said.candidates_token_count + thoughts
+    return Usage(
+        prompt,
+        completion,
+        prompt + completion,
+        PromptTokens(cached) if cached else None,
+        CompletionTokens(thoughts) if thoughts else None,
+        partial,
+    )
+
+
+def _with_logprobs(candidates: list[_Candidate]) -> bytes:
+    """The part of OpenAI's JSON that the view of a chunk has no field for."""
+    return msgspec.json.encode({"choices": [{"logprobs": _logprobs(one.logprobs_result)} for one in candidates]})
+
+
+def _logprobs(said: _Logprobs | None) -> dict[str, Any] | None:
+    if said is None:
+        return None
+    tops = [top.candidates for top in said.top_candidates]
+    rows = [
+        {**_logprob(chosen), "top_logprobs": [_logprob(one) for one in (tops[n] if n < len(tops) else ())]}
+        for n, chosen in enumerate(said.chosen_candidates)
+    ]
+    return {"content": rows, "refusal": None}
+
+
+def _logprob(said: _Token) -> dict[str, Any]:
+    return {"token": said.token, "logprob": said.log_probability, "bytes": list(said.token.encode())}
