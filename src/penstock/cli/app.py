@@ -36,6 +36,10 @@ Config = Annotated[
     str | None,
     typer.Option("--config", metavar="FILE", callback=_importable, help="default: penstock.yaml where it exists"),
 ]
+Host = Annotated[str | None, typer.Option(help="default: 127.0.0.1; any other needs tokens")]
+Port = Annotated[int | None, typer.Option(help="default: 8000")]
+Workers = Annotated[int | None, typer.Option(help="processes, default: 1")]
+Log = Annotated[str | None, typer.Option(help="plain or json")]
 ToolName = Annotated[str, typer.Argument(help="the tool's name")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
@@ -58,21 +62,39 @@ def options(
 
 
 @app.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="default: 127.0.0.1; any other needs tokens")] = None,
-    port: Annotated[int | None, typer.Option(help="default: 8000")] = None,
+def serve(  # noqa: PLR0913, PLR0917  # each is an option
+    host: Host = None,
+    port: Port = None,
     config: Config = None,
-    workers: Annotated[int | None, typer.Option(help="processes, default: 1")] = None,
-    log: Annotated[str | None, typer.Option(help="plain or json")] = None,
+    workers: Workers = None,
+    log: Log = None,
+    replay: Annotated[
+        str | None, typer.Option(metavar="DIR", help="answer from recordings, with no key and no network")
+    ] = None,
+    record: Annotated[str | None, typer.Option(hidden=True)] = None,
     fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve the models over the OpenAI API."""
+    from penstock.cli.record import folders
     from penstock.cli.serve import serve as run
 
-    flags = {"host": host, "port": port, "workers": workers, "log": log}
+    flags = {"host": host, "port": port, "workers": workers, "log": log, "recordings": folders(record, replay)}
     with reported():
         code = run(config, {name: value for name, value in flags.items() if value is not None}, fd=fd)
     raise typer.Exit(code)
+
+
+@app.command("record")
+def record_exchanges(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="the folder, one file for each exchange")],
+    host: Host = None,
+    port: Port = None,
+    config: Config = None,
+    workers: Workers = None,
+    log: Log = None,
+) -> None:
+    """Serve the models, and record every exchange, to be replayed by `penstock serve --replay DIR`."""
+    serve(host, port, config, workers, log, record=directory)
 
 
 @app.command()

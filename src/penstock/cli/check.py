@@ -77,7 +77,7 @@ def _show(report: dict[str, Any]) -> None:
 
     table = Table("model" if report["configured"] else "provider", "llm", "address", "around each call", box=None)
     for one in report["models"]:
-        table.add_row(*map(Text, (one["name"], one["llm"], one["address"], " > ".join(one["order"]) or "nothing")))
+        table.add_row(*map(Text, (one["name"], one["llm"], one["address"], "\n> ".join(one["order"]) or "nothing")))
     out = console()
     out.print("ok")
     out.print(table)

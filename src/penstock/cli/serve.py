@@ -9,10 +9,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from penstock.cli import version
+from penstock.cli import record, version
 from penstock.config import Catalog, Settings, load
 from penstock.config.catalog import DEMO_MODEL
-from penstock.config.settings import DEMO
+from penstock.config.models import DEMO
 
 _EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  # shown, not bound
 _EXAMPLE_MODELS = {DEMO: DEMO_MODEL, "openai": "gpt-5-mini"}
@@ -24,6 +24,7 @@ def serve(config: str | None, overrides: Mapping[str, Any], *, fd: int | None = 
     `fd` is a listening socket, handed down by the first of several processes, which has said what there is to say.
     """
     settings = load(config, os.environ, overrides=overrides)
+    record.prepare(settings)
     if fd is None:
         said = _greeting(settings, Catalog(settings, os.environ))
         print(json.dumps(said) if settings.server.log == "json" else _plain(said), file=sys.stderr, flush=True)
@@ -42,18 +43,27 @@ def _greeting(settings: Settings, catalog: Catalog) -> dict[str, Any]:
         "models": _served(catalog),
         "tools": ", ".join(tool.name for tool in settings.tools),
         "auth": f"on, for {', '.join(token.name for token in tokens)}" if tokens else "off",
-        "try": _curl(address, _example(catalog), authorized=bool(tokens)),
+        **record.said(settings, catalog),
+        "try": _curl(address, _body(catalog), authorized=bool(tokens)),
         "notices": catalog.notices,
     }
 
 
 def _served(catalog: Catalog) -> str:
     names = [one.name for one in catalog.served]
+    if (replay := record.replayed(catalog)) is not None:
+        return ", ".join(replay.models())
     if catalog.configured:
         return ", ".join(names)
     if names == [DEMO]:
         return "the demo LLM, because no key is set: set OPENAI_API_KEY or OPENAI_BASE_URL"
     return f"all of {', '.join(names)}"
+
+
+def _body(catalog: Catalog) -> dict[str, Any]:
+    if (replay := record.replayed(catalog)) is not None:
+        return record.example(replay)
+    return {"model": _example(catalog), "stream": True, "messages": [{"role": "user", "content": "Say hello."}]}
 
 
 def _example(catalog: Catalog) -> str:
@@ -64,13 +74,15 @@ def _example(catalog: Catalog) -> str:
     return f"{first}:{model}" if others else model
 
 
-def _curl(address: str, model: str, *, authorized: bool) -> str:
-    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Say hello."}]}
+def _curl(address: str, body: Mapping[str, Any], *, authorized: bool) -> str:
+    if not body:
+        return ""
     token = '-H "authorization: Bearer $TOKEN" ' if authorized else ""
     head = f"curl -N {address}/v1/chat/completions -H 'content-type: application/json' {token}"
     return f"{head}-d {shlex.quote(json.dumps(body))}"
 
 
 def _plain(said: Mapping[str, Any]) -> str:
-    lines = [said["message"], *(f"  {key:7} {said[key]}" for key in ("models", "tools", "auth", "try") if said[key])]
+    keys = ("models", "tools", "auth", "records", "replays", "try")
+    lines = [said["message"], *(f"  {key:7} {said[key]}" for key in keys if said.get(key))]
     return "\n".join([*lines, *(f"  note    {notice}" for notice in said["notices"])])
