@@ -20,7 +20,7 @@ SAY = @printf '$(CYAN)==>$(OFF) %s\n'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lint wheel bench soak lock clean
+.PHONY: help run test check lint bridge wheel bench soak lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  $(CYAN)make %-7s$(OFF) %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,10 @@ lint: $(VENV)/.dev  ## Check format, lint and types
 	$(SAY) "basedpyright"
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 
+bridge: build/bridge/.dev  ## Test the LiteLLM bridge, in an environment of its own
+	$(SAY) "pytest tests/bridge"
+	@build/bridge/bin/python -m pytest --quiet -W default --confcutdir tests/bridge tests/bridge
+
 wheel: $(VENV)/.dev  ## Build the wheel and start it in an empty environment
 	$(SAY) "building the wheel"
 	@rm -rf dist build/wheel
@@ -61,13 +65,15 @@ soak: $(VENV)/.dev  ## Run the long cases in full: hours, not minutes
 	@PENSTOCK_SOAK=1 $(BIN)/python -m pytest -m soak $(TESTS)
 
 LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--no-emit-find-links --custom-compile-command "make lock" --all-extras --group build $(if $(UPGRADE),--upgrade)
+	--no-emit-find-links --custom-compile-command "make lock" --group build $(if $(UPGRADE),--upgrade)
 lock:  ## Write the lock files after a change of pyproject.toml; UPGRADE=1 takes the newest versions
 	@command -v $(UV) >/dev/null || { printf '$(RED)make lock needs uv: pip install uv$(OFF)\n' >&2; exit 1; }
 	$(SAY) "requirements.lock"
-	@$(LOCK) -o requirements.lock
+	@$(LOCK) --extra all -o requirements.lock
 	$(SAY) "requirements-dev.lock"
-	@$(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
+	@$(LOCK) --extra all --group dev -c requirements.lock -o requirements-dev.lock
+	$(SAY) "requirements-litellm.lock"
+	@$(LOCK) --extra litellm --group bridge -o requirements-litellm.lock
 
 clean:  ## Remove the environment and everything that was built
 	$(SAY) "removing $(VENV), build, dist and caches"
@@ -82,6 +88,15 @@ $(VENV)/.runtime: requirements.lock
 	@$(PYTHON) -m venv --clear $(VENV)
 	$(SAY) "installing the packages of requirements.lock"
 	@$(PIP) --require-hashes -r requirements.lock
+	@touch $@
+
+build/bridge/.dev: requirements-litellm.lock pyproject.toml
+	@$(PYTHON) -m venv --clear build/bridge
+	$(SAY) "installing the packages of requirements-litellm.lock"
+	@build/bridge/bin/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes \
+	  -r requirements-litellm.lock
+	@build/bridge/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
+	  --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.penstock: pyproject.toml $(VENV)/.runtime
