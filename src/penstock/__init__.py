@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import PenstockError
-from penstock.events import Chunks, Event, Fold, Item, Reasoning, Retrying, Text, ToolEnded, ToolStarted, Used
+from penstock.events import Chunks, Event, Fold, Item, Reasoning, Retrying, Switched, Text, ToolEnded, ToolStarted, Used
 from penstock.messages import AgentType, ChatReply, ChatRequest, Message, ToolCall, Usage
 from penstock.outcome import Cancelled, Failed, Finished, Outcome
 from penstock.root import Listener
@@ -24,14 +24,24 @@ from penstock.run import (
 
 if TYPE_CHECKING:
     from penstock.chat.passthrough import PassthroughExecutor
+    from penstock.llms.anthropic import Claude
     from penstock.llms.base import BaseLlm
     from penstock.llms.demo import Demo
+    from penstock.llms.gemini import Gemini
+    from penstock.llms.lookup import llm
     from penstock.llms.openai import Gpt
+    from penstock.llms.prices import Price
+    from penstock.llms.replay import Replay
+    from penstock.llms.replay.recording import recording
+    from penstock.policies.balance import Deployment, balance
     from penstock.policies.breaker import breaker
     from penstock.policies.budget import budget
     from penstock.policies.cache import cache
+    from penstock.policies.fallback import fallback
+    from penstock.policies.faults import faults
     from penstock.policies.idempotency import idempotency
     from penstock.policies.limit import limit
+    from penstock.policies.principals import per_principal
     from penstock.policies.record import Record, record
     from penstock.policies.retry import retry
     from penstock.policies.timeout import timeout
@@ -40,16 +50,27 @@ if TYPE_CHECKING:
 # Imported on first use, so that `import penstock` loads no provider, no server and no HTTP client.
 _LATE = {
     "BaseLlm": "penstock.llms.base",
+    "Claude": "penstock.llms.anthropic",
     "Demo": "penstock.llms.demo",
+    "Deployment": "penstock.policies.balance",
+    "Gemini": "penstock.llms.gemini",
     "Gpt": "penstock.llms.openai",
     "PassthroughExecutor": "penstock.chat.passthrough",
+    "Price": "penstock.llms.prices",
     "Record": "penstock.policies.record",
+    "Replay": "penstock.llms.replay",
+    "balance": "penstock.policies.balance",
     "breaker": "penstock.policies.breaker",
     "budget": "penstock.policies.budget",
     "cache": "penstock.policies.cache",
+    "fallback": "penstock.policies.fallback",
+    "faults": "penstock.policies.faults",
     "idempotency": "penstock.policies.idempotency",
     "limit": "penstock.policies.limit",
+    "llm": "penstock.llms.lookup",
+    "per_principal": "penstock.policies.principals",
     "record": "penstock.policies.record",
+    "recording": "penstock.llms.replay.recording",
     "retry": "penstock.policies.retry",
     "timeout": "penstock.policies.timeout",
     "trace": "penstock.policies.trace",
@@ -63,13 +84,16 @@ __all__ = [
     "ChatReply",
     "ChatRequest",
     "Chunks",
+    "Claude",
     "Demo",
+    "Deployment",
     "Event",
     "Execution",
     "Executor",
     "Failed",
     "Finished",
     "Fold",
+    "Gemini",
     "Gpt",
     "Item",
     "Listener",
@@ -77,26 +101,35 @@ __all__ = [
     "Outcome",
     "PassthroughExecutor",
     "PenstockError",
+    "Price",
     "Principal",
     "Reasoning",
     "Record",
+    "Replay",
     "Retrying",
     "Run",
+    "Switched",
     "Text",
     "ToolCall",
     "ToolEnded",
     "ToolStarted",
     "Usage",
     "Used",
+    "balance",
     "breaker",
     "budget",
     "cache",
     "execute",
     "execute_stream",
+    "fallback",
+    "faults",
     "from_stream",
     "idempotency",
     "limit",
+    "llm",
+    "per_principal",
     "record",
+    "recording",
     "retry",
     "run_sync",
     "timeout",

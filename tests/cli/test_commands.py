@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from penstock.config import load, schema
+from tests.cli.conftest import Command
 from tests.rig.answers import Plain, Stream
 from tests.rig.serving import ROOT
 from tests.rig.upstream import Upstream, chunk, error_body, model_list, text_stream
@@ -70,16 +71,16 @@ def test_the_version_is_printed_without_loading_the_command_line(tmp_path: Path)
     assert not {"typer", "rich", "pydantic", "yaml"} & {*done.stdout.split()}
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["chat"], ["check"], ["token"], ["token", "new"]])
-def test_every_command_explains_itself(tmp_path: Path, command: list[str]) -> None:
-    done = penstock(*command, "--help", folder=tmp_path)
+@pytest.mark.parametrize("asked", [[], ["serve"], ["chat"], ["check"], ["token"], ["token", "new"]])
+def test_every_command_explains_itself(tmp_path: Path, asked: list[str], command: Command) -> None:
+    done = command(*asked, "--help", folder=tmp_path)
     assert done.returncode == 0
     assert "Usage: penstock" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["serve", "--nope"], ["serve", "--port", "x"], ["token", "new"]])
-def test_wrong_usage_ends_with_2(tmp_path: Path, arguments: list[str]) -> None:
-    done = penstock(*arguments, folder=tmp_path)
+def test_wrong_usage_ends_with_2(tmp_path: Path, arguments: list[str], command: Command) -> None:
+    done = command(*arguments, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr
 
@@ -96,54 +97,60 @@ def test_chat_reads_its_prompt_from_a_pipe(upstream: Upstream, tmp_path: Path) -
     assert (done.returncode, done.stdout, done.stderr) == (0, "one two\n", "")
 
 
-def test_chat_asks_the_named_model_with_the_system_message(upstream: Upstream, tmp_path: Path) -> None:
-    penstock("chat", "hi", "--model", "openai:m1", "--system", "be brief", folder=tmp_path, env=upstream_env(upstream))
+def test_chat_asks_the_named_model_with_the_system_message(
+    upstream: Upstream, tmp_path: Path, command: Command
+) -> None:
+    command("chat", "hi", "--model", "openai:m1", "--system", "be brief", folder=tmp_path, env=upstream_env(upstream))
     asked = upstream.chats[-1]
     assert asked.json["model"] == "m1"
     assert [message["content"] for message in asked.json["messages"]] == ["be brief", "hi"]
     assert asked.headers["authorization"] == f"Bearer {KEY}"
 
 
-def test_chat_answers_in_json(upstream: Upstream, tmp_path: Path) -> None:
-    done = penstock("chat", "grüße", "--json", folder=tmp_path, env=upstream_env(upstream))
+def test_chat_answers_in_json(upstream: Upstream, tmp_path: Path, command: Command) -> None:
+    done = command("chat", "grüße", "--json", folder=tmp_path, env=upstream_env(upstream))
     said = json.loads(done.stdout)
     assert (said["model"], said["content"], said["finish_reason"]) == ("echo", "grüße", "stop")
     assert said["usage"]["completion_tokens"] == 1
 
 
-def test_chat_takes_the_first_configured_model(upstream: Upstream, tmp_path: Path) -> None:
+def test_chat_takes_the_first_configured_model(upstream: Upstream, tmp_path: Path, command: Command) -> None:
     rows = f"[{{name: a, llm: 'openai:x', base_url: '{upstream.base_url}'}}, {{name: b, llm: demo}}]"
     (tmp_path / "penstock.yaml").write_text(f"models: {rows}")
-    assert penstock("chat", "hi", folder=tmp_path).stdout == "hi\n"
+    assert command("chat", "hi", folder=tmp_path).stdout == "hi\n"
     assert upstream.chats[-1].json["model"] == "x"
 
 
-def test_chat_asks_which_model_when_there_are_several(upstream: Upstream, tmp_path: Path) -> None:
+def test_chat_asks_which_model_when_there_are_several(upstream: Upstream, tmp_path: Path, command: Command) -> None:
     upstream.models = Plain(model_list("a", "b"))
-    done = penstock("chat", "hi", folder=tmp_path, env=upstream_env(upstream))
+    done = command("chat", "hi", folder=tmp_path, env=upstream_env(upstream))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "penstock: say which model with --model: there are a, b\n"
 
 
-def test_chat_leaves_reasoning_out_of_pipes(upstream: Upstream, tmp_path: Path) -> None:
+def test_chat_leaves_reasoning_out_of_pipes(upstream: Upstream, tmp_path: Path, command: Command) -> None:
     upstream.script(Stream([chunk(role="assistant", reasoning_content="hmm"), *text_stream("yes")]))
-    assert penstock("chat", "hi", folder=tmp_path, env=upstream_env(upstream)).stdout == "yes\n"
+    assert command("chat", "hi", folder=tmp_path, env=upstream_env(upstream)).stdout == "yes\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [([], "no prompt"), (["hi", "--config", "none.yaml"], "none.yaml: cannot be read")],
 )
-def test_chat_without_what_it_needs_ends_with_2(tmp_path: Path, arguments: list[str], words: str) -> None:
-    done = penstock("chat", *arguments, folder=tmp_path)
+def test_chat_without_what_it_needs_ends_with_2(
+    tmp_path: Path, arguments: list[str], words: str, command: Command
+) -> None:
+    done = command("chat", *arguments, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_chat_tells_a_failure_on_stderr_and_ends_with_1(upstream: Upstream, tmp_path: Path, options: list[str]) -> None:
+def test_chat_tells_a_failure_on_stderr_and_ends_with_1(
+    upstream: Upstream, tmp_path: Path, options: list[str], command: Command
+) -> None:
     upstream.script(Plain(error_body(f"bad key {KEY}"), status=401))
-    done = penstock("chat", "hi", *options, folder=tmp_path, env=upstream_env(upstream))
+    done = command("chat", "hi", *options, folder=tmp_path, env=upstream_env(upstream))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("penstock: Unauthorized: ")
     assert "bad key ***" in done.stderr
@@ -280,24 +287,24 @@ models:
   - {name: fast, llm: "openai:gpt-5-mini", api_key: "${OPENAI_API_KEY}", retry: {attempts: 2}}
   - {name: toy, llm: demo, limit: {concurrent: 3}}
 """
-FILE_ENV = {"TOKEN": "pk-canary-9876543210", "OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY}
+FILE_ENV = {"TOKEN": "pk-canary-9876543210", "OPENAI_API_KEY": KEY, "GEMINI_API_KEY": KEY, "GOOGLE_API_KEY": KEY}
 
 
-def test_check_shows_models_policies_and_tokens(tmp_path: Path) -> None:
+def test_check_shows_models_policies_and_tokens(tmp_path: Path, command: Command) -> None:
     (tmp_path / "penstock.yaml").write_text(FILE)
-    done = penstock("check", folder=tmp_path, env=FILE_ENV)
+    done = command("check", folder=tmp_path, env=FILE_ENV)
     assert done.returncode == 0
     rows = [line.split() for line in done.stdout.splitlines()]
     assert rows[0] == ["ok"]
     assert ["fast", "openai:gpt-5-mini", "https://api.openai.com/v1", "retry"] in [row[:4] for row in rows]
     assert any(row[:1] == ["toy"] and "concurrent" in row for row in rows)
     assert "auth: alice (chat admin)" in done.stdout
-    assert "ANTHROPIC_API_KEY is set" in done.stderr
+    assert "GOOGLE_API_KEY and GEMINI_API_KEY are both set" in done.stderr
 
 
-def test_check_answers_in_json(tmp_path: Path) -> None:
+def test_check_answers_in_json(tmp_path: Path, command: Command) -> None:
     (tmp_path / "other.yaml").write_text(FILE)
-    said = json.loads(penstock("check", "--json", "--config", "other.yaml", folder=tmp_path, env=FILE_ENV).stdout)
+    said = json.loads(command("check", "--json", "--config", "other.yaml", folder=tmp_path, env=FILE_ENV).stdout)
     assert said["ok"]
     assert [(one["name"], one["order"][0]) for one in said["models"]] == [
         ("fast", "retry up to 2 attempts"),
@@ -306,10 +313,10 @@ def test_check_answers_in_json(tmp_path: Path) -> None:
     assert said["auth"] == [{"name": "alice", "scopes": ["chat", "admin"]}]
 
 
-@pytest.mark.parametrize("command", [["check"], ["serve"], ["chat", "hi"]])
-def test_case_27_every_command_refuses_a_wrong_file_with_2(tmp_path: Path, command: list[str]) -> None:
+@pytest.mark.parametrize("asked", [["check"], ["serve"], ["chat", "hi"]])
+def test_case_27_every_command_refuses_a_wrong_file_with_2(tmp_path: Path, asked: list[str], command: Command) -> None:
     (tmp_path / "penstock.yaml").write_text("server:\n  prot: 1\n")
-    done = penstock(*command, folder=tmp_path)
+    done = command(*asked, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "penstock: penstock.yaml:2: server.prot: unknown key 'prot': did you mean 'port'?\n"
 
@@ -322,25 +329,25 @@ def test_check_tells_a_mistake_in_json(tmp_path: Path) -> None:
     assert (said["error"]["file"], said["error"]["line"], said["error"]["key"]) == ("penstock.yaml", 2, "server.prot")
 
 
-def test_check_prints_the_schema(tmp_path: Path) -> None:
-    assert json.loads(penstock("check", "--schema", folder=tmp_path).stdout) == schema()
+def test_check_prints_the_schema(tmp_path: Path, command: Command) -> None:
+    assert json.loads(command("check", "--schema", folder=tmp_path).stdout) == schema()
 
 
-def test_serve_refuses_another_host_without_tokens(tmp_path: Path) -> None:
-    done = penstock("serve", "--host", "0.0.0.0", folder=tmp_path)
+def test_serve_refuses_another_host_without_tokens(tmp_path: Path, command: Command) -> None:
+    done = command("serve", "--host", "0.0.0.0", folder=tmp_path)
     assert done.returncode == 2
     assert "command line: --host: the host '0.0.0.0' can be reached from other machines" in done.stderr
 
 
-def test_case_25_no_command_shows_a_secret(tmp_path: Path) -> None:
+def test_case_25_no_command_shows_a_secret(tmp_path: Path, command: Command) -> None:
     (tmp_path / "penstock.yaml").write_text(FILE)
-    for command in (
+    for asked in (
         ["check"],
         ["check", "--json"],
         ["chat", "hi", "--model", "toy"],
         ["chat", "hi", "--model", "nope"],
     ):
-        done = penstock(*command, folder=tmp_path, env=FILE_ENV)
+        done = command(*asked, folder=tmp_path, env=FILE_ENV)
         shown = done.stdout + done.stderr
         for secret in FILE_ENV.values():
             assert not any(secret[at : at + 8] in shown for at in range(len(secret) - 7))
@@ -351,8 +358,8 @@ def token_row(text: str) -> dict[str, Any]:
     return row
 
 
-def test_a_new_token_comes_with_the_lines_that_let_it_in(tmp_path: Path) -> None:
-    done = penstock("token", "new", "a: {b}", "--scopes", "chat,tools", "--tenant", "t", folder=tmp_path)
+def test_a_new_token_comes_with_the_lines_that_let_it_in(tmp_path: Path, command: Command) -> None:
+    done = command("token", "new", "a: {b}", "--scopes", "chat,tools", "--tenant", "t", folder=tmp_path)
     token, _, lines = done.stdout.partition("\n")
     assert done.returncode == 0
     assert token.startswith("pk-")
@@ -368,8 +375,8 @@ def test_a_new_token_comes_with_the_lines_that_let_it_in(tmp_path: Path) -> None
     assert load(str(tmp_path / "penstock.yaml"), {}).auth.tokens[0].hash == row["hash"]
 
 
-def test_a_new_token_in_json(tmp_path: Path) -> None:
-    said = json.loads(penstock("token", "new", "bob", "--json", folder=tmp_path).stdout)
+def test_a_new_token_in_json(tmp_path: Path, command: Command) -> None:
+    said = json.loads(command("token", "new", "bob", "--json", folder=tmp_path).stdout)
     assert said["hash"] == f"sha256:{hashlib.sha256(said['token'].encode()).hexdigest()}"
     assert (said["name"], said["scopes"]) == ("bob", ["chat"])
 
@@ -377,8 +384,10 @@ def test_a_new_token_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"), [(["bob", "--scopes", "a b"], "'a b' is not one word"), ([""], "name: ''")]
 )
-def test_a_token_that_cannot_be_configured_is_not_made(tmp_path: Path, arguments: list[str], words: str) -> None:
-    done = penstock("token", "new", *arguments, folder=tmp_path)
+def test_a_token_that_cannot_be_configured_is_not_made(
+    tmp_path: Path, arguments: list[str], words: str, command: Command
+) -> None:
+    done = command("token", "new", *arguments, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
 

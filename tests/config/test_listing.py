@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from penstock.config import Catalog, Settings, load
-from penstock.config.listing import Listing
+from penstock.config.listing import Listing, Model
 from penstock.errors import NotFound
 from penstock.llms.openai import Gpt
+from penstock.llms.prices import ModelInfo, model_info, price_of
 from tests.rig.answers import Plain, Silence
-from tests.rig.upstream import Upstream, error_body, model_list
+from tests.rig.upstream import JsonObject, Upstream, error_body, model_list
 from tests.rig.upstream import upstream as run_upstream
 
 KEY = "sk-canary-0123456789"
@@ -72,11 +73,12 @@ async def test_the_demo_model_is_listed() -> None:
         Plain(error_body("no"), status=500),
         Plain({"data": "none"}),
         Plain({"data": [{"name": "no id"}]}),
+        Plain({"object": "list"}),
         b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nno json at",
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n\xff\xff",
         b"no http",
     ],
-    ids=["status", "shape", "row", "no JSON", "no text", "no HTTP"],
+    ids=["status", "shape", "row", "no list", "no JSON", "no text", "no HTTP"],
 )
 async def test_an_upstream_that_lists_nothing_is_survived(upstream: Upstream, answer: Plain | bytes) -> None:
     with run_upstream() as healthy:
@@ -157,3 +159,54 @@ async def test_one_model_is_found_by_each_of_its_names(upstream: Upstream) -> No
         assert (found.id, found.owned_by) == (name, "rig")
     with pytest.raises(NotFound, match="'openai' lists no model 'other'"):
         await catalog.model("other")
+
+
+GEMINI = {
+    "models": [
+        {"name": "models/gemini-2.5-pro", "inputTokenLimit": 1000, "outputTokenLimit": 99, "displayName": "Pro"},
+        {"name": "models/new-one", "supportedGenerationMethods": ["generateContent", "countTokens"]},
+        {"name": "models/embedding-001", "supportedGenerationMethods": ["embedContent"]},
+    ]
+}
+ANTHROPIC = {
+    "data": [
+        {"id": "claude-opus-4-5-20251101", "type": "model", "created_at": "2025-11-24T00:00:00Z"},
+        {"id": "odd", "type": "model", "created_at": "some day", "max_completion_tokens": "many"},
+    ],
+    "has_more": False,
+}
+
+
+async def listed(upstream: Upstream, service: str, body: JsonObject) -> list[Model]:
+    upstream.models = Plain(body)
+    return await Listing(Gpt(service=service, base_url=upstream.base_url, api_key=KEY)).models() or []
+
+
+async def test_row_a16_gemini_lists_its_models_in_its_own_shape(upstream: Upstream) -> None:
+    pro, new = await listed(upstream, "gemini", GEMINI)
+    assert (pro.id, new.id, pro.owned_by) == ("gemini-2.5-pro", "new-one", "gemini")
+    assert pro.info is not None
+    assert (pro.info.context_window, pro.info.max_output_tokens) == (1000, 99)
+    assert pro.info.price == price_of("gemini", "gemini-2.5-pro")
+    assert new.info is None
+    assert upstream.requests[-1].path.endswith("/models?pageSize=1000")
+    assert upstream.requests[-1].headers["x-goog-api-key"] == KEY
+
+
+async def test_row_a16_anthropic_lists_its_models_in_its_own_shape(upstream: Upstream) -> None:
+    opus, odd = await listed(upstream, "anthropic", ANTHROPIC)
+    assert (opus.id, opus.created, opus.owned_by) == ("claude-opus-4-5-20251101", 1763942400, "anthropic")
+    assert opus.info == model_info("anthropic", "claude-opus-4-5")
+    assert (odd.id, odd.created, odd.info) == ("odd", 0, None)
+    assert upstream.requests[-1].path.endswith("/models?limit=1000")
+
+
+@pytest.mark.parametrize("word", ["context_window", "context_length", "max_context_length", "max_model_len"])
+async def test_a_limit_that_a_service_tells_goes_before_the_table(upstream: Upstream, word: str) -> None:
+    rows = [{"id": "gpt-5-mini", word: 4096}, {"id": "unheard-of", word: 512}, {"id": "gpt-4o", word: -1}]
+    known, unheard, odd = await listed(upstream, "openai", {"data": rows})
+    assert known.info is not None
+    assert (known.info.context_window, known.info.max_output_tokens) == (4096, 128_000)
+    assert known.info.price == price_of("openai", "gpt-5-mini")
+    assert unheard.info == ModelInfo(context_window=512)
+    assert odd.info == model_info("openai", "gpt-4o")

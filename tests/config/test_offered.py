@@ -99,10 +99,6 @@ async def test_an_installed_package_offers_a_provider(shelf: Path, tmp_path: Pat
     assert [model.owned_by for model in await served.models()] == ["shelf"]
 
 
-def test_a_package_may_bring_a_provider_that_is_not_built_yet(shelf: Path, tmp_path: Path) -> None:
-    assert catalog(tmp_path, "anthropic:claude").served[0].llm.provider == "shelf"
-
-
 def test_a_service_is_made_by_penstock_whatever_is_offered_under_its_name(shelf: Path, tmp_path: Path) -> None:
     assert type(catalog(tmp_path, "openai:x").served[0].llm).__name__ == "Gpt"
 

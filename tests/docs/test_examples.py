@@ -142,7 +142,7 @@ class Reading:
             return None
         if words[0] in ELSEWHERE:
             return None
-        if words[:2] == ["penstock", "serve"] and "--help" not in words:
+        if words[:2] in (["penstock", "serve"], ["penstock", "record"]) and "--help" not in words:
             return self._serve(line)
         if words[0] == "uvicorn":
             return self._uvicorn(words)

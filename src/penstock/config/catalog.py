@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from penstock.chat.passthrough import PassthroughExecutor
+from penstock.config.layers import Layers, deployed, fallback_layer, layers_of, token_layers
 from penstock.config.listing import Listing, Model
+from penstock.config.models import DEMO, REPLAY, ModelSettings
 from penstock.config.providers import configured_llm, lacks_key, read_environment
-from penstock.config.settings import DEMO, UNBUILT_PROVIDERS, ModelSettings, Settings, TracingSettings, split
+from penstock.config.settings import Settings, TracingSettings
 from penstock.errors import NotFound
 from penstock.llms import LLMS
-from penstock.llms.services import SERVICES
+from penstock.llms.remote import RemoteLlm
+from penstock.llms.services import SERVICES, split
 from penstock.messages import ChatReply, ChatRequest
 from penstock.policies import Policy, wrap
 from penstock.run import Executor, Run
@@ -45,6 +48,23 @@ class Served:
     listing: Listing | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """An LLM, or a model's several deployments as one, and what will stand around it."""
+
+    name: str
+    llms: tuple[BaseLlm, ...]
+    executor: Chat
+    layers: Layers
+    texts: tuple[str, ...] = ()
+    model: ModelSettings | None = None
+
+    @property
+    def bare(self) -> Chat:
+        """It as another model's fallback."""
+        return self.layers.bare(self.executor)
+
+
 class _Renamed:
     """An LLM that is asked for a model by another name than the client's."""
 
@@ -67,20 +87,26 @@ class Catalog:
         environment = read_environment(env)
         self.notices: list[str] = list(environment.notices)
         self._since = int(time.time())
-        self._configured = {model.name: _configured(model, settings.tracing, env) for model in settings.models}
+        replay, tracing = settings.recordings.replay, settings.tracing
+        models = [] if replay else [_built(model, tracing, env) for model in settings.models]
+        if replay:
+            others = [_alone(REPLAY, LLMS.get(REPLAY)(model=replay), tracing)]
+        elif not models:
+            others = [_alone(one.name, one.llm(), tracing) for one in environment.providers]
+            others = others or [_alone(DEMO, LLMS.get(DEMO)(), tracing)]
+        else:
+            others = []
+        self._recording = _recording(settings, [*models, *others])
+        self._tokens = token_layers(settings.auth.tokens)
+        wanted = {name for model in settings.models for name in model.fallback}
+        spare = {built.name: built.bare for built in models if built.name in wanted}
+        self._configured = {built.name: self._serve(built, spare) for built in models}
+        self._providers = {built.name: self._serve(built) for built in others}
         self._by_llm: dict[tuple[str, str], Served] = {}
-        for model in settings.models:
+        for model in settings.models if models else ():
             self._by_llm.setdefault(split(model.llm), self._configured[model.name])
             if key := lacks_key(model, env):
                 self.notices.append(f"the model {model.name!r} has no api_key, and {key} is not set")
-        self._providers: dict[str, Served] = {}
-        if not self._configured:
-            for provider in environment.providers:
-                llm = provider.llm()
-                listing = Listing(llm)
-                self._providers[provider.name] = _served(provider.name, llm, settings.tracing, listing=listing)
-            if not self._providers:
-                self._providers[DEMO] = _served(DEMO, LLMS.get(DEMO)(), settings.tracing)
         self._bound = lru_cache(maxsize=BOUND_NAMES)(self._bind)
 
     @property
@@ -106,7 +132,10 @@ class Catalog:
     async def models(self) -> list[Model]:
         """The configured models, else those that each provider lists, by names that `find` takes."""
         if self._configured:
-            return [Model(served.name, self._since, served.llm.provider) for served in self._configured.values()]
+            return [
+                Model(served.name, self._since, served.llm.provider, served.llm.info)
+                for served in self._configured.values()
+            ]
         listed = await asyncio.gather(*(self._list(served) for served in self._providers.values()))
         return [model for models in listed for model in models or ()]
 
@@ -114,15 +143,18 @@ class Catalog:
         """One model; where its provider does not list any, every name is taken for one. Raises `NotFound`."""
         served, own = self._resolve(name)
         if self._configured:
-            return Model(name, self._since, served.llm.provider)
+            return self._row(name, served)
         known = await self._list(served)
         if known is None:
-            return Model(name, self._since, served.name)
+            return Model(name, self._since, served.name, served.llm.info_of(own))
         wanted = {name, self._listed(served.name, own)}
         found = next((model for model in known if model.id in wanted), None)
         if found is None:
             raise _not_found(f"the provider {served.name!r} lists no model {_quoted(own)}")
         return replace(found, id=name)
+
+    def _row(self, name: str, served: Served) -> Model:
+        return Model(name, self._since, served.llm.provider, served.llm.info)
 
     def _resolve(self, model: str) -> tuple[Served, str]:
         """Who answers for a requested name, and the name to ask it for."""
@@ -143,19 +175,35 @@ class Catalog:
         names = ", ".join(self._providers)
         if prefix in self._providers and prefix != model:
             return f"no model is named after {prefix!r}: write {prefix}:MODEL"
-        if rest and prefix in UNBUILT_PROVIDERS:
-            return f"the provider {prefix!r} is not built yet; served are {names}"
         if rest and prefix in (*SERVICES, DEMO):
             return f"the provider {prefix!r} is not served here: its variables are not set; served are {names}"
         first = next(iter(self._providers))
         return f"several providers serve ({names}): write which one, as in '{first}:{model[:_QUOTED]}'"
 
     def _bind(self, provider: str, name: str) -> Chat:
-        return PassthroughExecutor(_Renamed(self._providers[provider].wrapped, name))
+        return PassthroughExecutor(wrap(_Renamed(self._providers[provider].wrapped, name), self._recording))
+
+    def _serve(self, built: _Built, spare: Mapping[str, Chat] | None = None) -> Served:
+        """An LLM inside its policies, with its place in the catalog; `spare` are the models it may fall back to."""
+        model, llm = built.model, built.llms[0]
+        fallback = fallback_layer(model, spare) if model and spare else ()
+        layers = built.layers.whole(tokens=self._tokens, fallback=fallback)
+        wrapped = wrap(built.executor, (layer.policy for layer in layers))
+        order = [*(layer.text for layer in layers), *built.texts]
+        limits: Any = getattr(llm, "limits", None)
+        if limits is not None:
+            order.append(f"timeout {limits.total_s:g} s, idle {limits.idle_s:g} s, connect {limits.connect_s:g} s")
+        order.append(" or ".join(dict.fromkeys(f"{one.provider}:{one.model}".rstrip(":") for one in built.llms)))
+        executor = PassthroughExecutor(wrap(wrapped, self._recording), allow=model.allow if model else ())
+        listing = Listing(llm) if model is None and isinstance(llm, RemoteLlm) else None
+        return Served(built.name, llm, wrapped, executor, tuple(order), listing)
 
     async def _list(self, served: Served) -> list[Model] | None:
+        if served.name == REPLAY:
+            recorded: Any = served.llm
+            return [Model(name, self._since, REPLAY) for name in recorded.models()]
         if served.listing is None:
-            return [Model(DEMO_MODEL, self._since, "penstock")]
+            return [Model(DEMO_MODEL, self._since, "penstock", served.llm.info)]
         known = await served.listing.models()
         if known is None:
             return None
@@ -167,49 +215,28 @@ class Catalog:
         return model if clear else f"{provider}:{model}"
 
 
-def _configured(model: ModelSettings, tracing: TracingSettings, env: Mapping[str, str]) -> Served:
-    return _served(model.name, configured_llm(model, env), tracing, model=model)
+def _built(model: ModelSettings, tracing: TracingSettings, env: Mapping[str, str]) -> _Built:
+    places = [model.deployed(deployment) for deployment in model.deployments] or [model]
+    llms = tuple(configured_llm(place, env) for place in places)
+    executor, texts = deployed(model, llms)
+    return _Built(model.name, llms, executor, layers_of(model, tracing, llms[0]), texts, model)
 
 
-def _served(
-    name: str,
-    llm: BaseLlm,
-    tracing: TracingSettings,
-    *,
-    model: ModelSettings | None = None,
-    listing: Listing | None = None,
-) -> Served:
-    """An LLM inside its policies, with its place in the catalog."""
-    layers = _layers(model, tracing)
-    wrapped = wrap(llm, [policy for _, policy in layers])
-    order = [text for text, _ in layers]
-    limits: Any = getattr(llm, "limits", None)
-    if limits is not None:
-        order.append(f"timeout {limits.total_s:g} s, idle {limits.idle_s:g} s, connect {limits.connect_s:g} s")
-    order.append(f"{llm.provider}:{llm.model}" if llm.model else llm.provider)
-    allow = model.allow if model else ()
-    return Served(name, llm, wrapped, PassthroughExecutor(wrapped, allow=allow), tuple(order), listing)
+def _alone(name: str, llm: BaseLlm, tracing: TracingSettings) -> _Built:
+    """An LLM that the configuration does not name."""
+    return _Built(name, (llm,), llm, layers_of(None, tracing, llm))
 
 
-def _layers(model: ModelSettings | None, tracing: TracingSettings) -> list[tuple[str, Policy]]:
-    """The policies around an LLM, the outermost first: a refused call is traced, a retry is one call to the limit."""
-    from penstock.policies.limit import limit
-    from penstock.policies.retry import retry
-    from penstock.policies.trace import describe_chat, trace
+def _recording(settings: Settings, built: Iterable[_Built]) -> tuple[Policy, ...]:
+    """What writes each exchange into a folder, without the keys of any LLM or caller; nothing without a folder."""
+    directory = settings.recordings.record
+    if directory is None:
+        return ()
+    from penstock.llms.replay.recording import recording
 
-    layers: list[tuple[str, Policy]] = []
-    if tracing.otlp is not None:
-        text = "trace with content" if tracing.content else "trace"
-        layers.append((text, trace("llm", name="chat", describe=describe_chat, content=tracing.content)))
-    if model is not None and model.limit is not None:
-        bounds = model.limit.model_dump(exclude_none=True)
-        words = [f"{bound} {field.replace('_per_', '/').replace('_', ' ')}" for field, bound in bounds.items()]
-        if bounds:
-            layers.append((f"limit {', '.join(words)}", limit(**bounds)))
-    if model is not None and model.retry is not None:
-        attempts = model.retry.attempts
-        layers.append((f"retry up to {attempts} attempts", retry(attempts=attempts)))
-    return layers
+    keys = [secret for one in built for llm in one.llms for secret in getattr(llm, "secrets", ())]
+    tokens = [token.value.get_secret_value() for token in settings.auth.tokens if token.value]
+    return (recording(directory, secrets=[*keys, *tokens]),)
 
 
 def _not_found(message: str) -> NotFound:

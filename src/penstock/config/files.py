@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from penstock.config.document import Document, Path, dotted, read
+from penstock.config.models import DEMO, ModelSettings
 from penstock.config.problems import keys_of, said
-from penstock.config.providers import offered_llm
+from penstock.config.providers import known_price, offered_llm
 from penstock.config.section import unknown_key
-from penstock.config.settings import DEMO, SCOPES, ServerSettings, Settings, split
+from penstock.config.settings import SCOPES, RecordingSettings, ServerSettings, Settings
 from penstock.config.tools import WrongTool, make_tools, tool_schemas
 from penstock.errors import ConfigError
-from penstock.llms.services import SERVICES
+from penstock.llms.services import SERVICES, split
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -24,7 +25,6 @@ DEFAULT = "penstock.yaml"
 COMMAND_LINE = "command line"
 _UNBUILT: dict[tuple[str, ...], tuple[str, ...]] = {
     (): ("agents", "mcpServers"),
-    ("models",): ("fallback",),
     ("store",): ("url",),
 }
 
@@ -33,7 +33,7 @@ def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, An
     """The settings of the file at `path`, by default of `penstock.yaml` where that exists, else the defaults.
 
     Files that it names are found from its own folder, wherever the process runs. `overrides` replace keys of the
-    section `server`, as the command line does. Raises `ConfigError`.
+    section `server`, and under "recordings" those of that section, as the command line does. Raises `ConfigError`.
     """
     file = path if path is not None else DEFAULT if FilePath(DEFAULT).is_file() else None
     document = Document({}, {}) if file is None else read(_text(file), file=file, env=env)
@@ -43,10 +43,14 @@ def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, An
     source.refuse_doubles("auth.tokens", [token.name for token in settings.auth.tokens])
     source.check_addresses(settings, env)
     source.check_offered(settings)
+    source.check_fallbacks(settings)
+    source.check_prices(settings)
     source.refuse_doubles("tools", [tool.name for tool in settings.tools])
     permissions = source.check_tools(settings, env)
     source.check_scopes(settings, {*SCOPES, *permissions})
-    server = _overridden(settings.server, overrides or {})
+    written = dict(overrides or {})
+    settings = settings.model_copy(update={"recordings": _recordings(settings, written.pop("recordings", {}))})
+    server = _overridden(settings.server, written)
     if not server.loopback and not settings.auth.tokens:
         problem = (
             f"the host {server.host!r} can be reached from other machines, but no token is configured: "
@@ -62,8 +66,15 @@ def _placed(settings: Settings, folder: FilePath) -> Settings:
     """The settings with every file they name found from their own folder."""
     if folder == FilePath():
         return settings
-    store = settings.store.model_copy(update={"dir": str(folder / settings.store.dir)})
-    return settings.model_copy(update={"store": store, "tools": tuple(tool.placed(folder) for tool in settings.tools)})
+    recorded = {name: str(folder / path) for name, path in settings.recordings if path is not None}
+    return settings.model_copy(
+        update={
+            "store": settings.store.model_copy(update={"dir": str(folder / settings.store.dir)}),
+            "recordings": settings.recordings.model_copy(update=recorded),
+            "models": tuple(model.placed(folder) for model in settings.models),
+            "tools": tuple(tool.placed(folder) for tool in settings.tools),
+        }
+    )
 
 
 def schema() -> dict[str, Any]:
@@ -81,6 +92,11 @@ def _text(file: str) -> str:
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 text (byte {error.start})"
     raise ConfigError(problem, file=file)
+
+
+def _recordings(settings: Settings, overrides: Mapping[str, str]) -> RecordingSettings:
+    """The section `recordings` with what the command line says in place of the file's."""
+    return settings.recordings.model_copy(update=dict(overrides)) if overrides else settings.recordings
 
 
 def _overridden(server: ServerSettings, overrides: Mapping[str, Any]) -> ServerSettings:
@@ -125,23 +141,46 @@ class _Source:
 
     def check_addresses(self, settings: Settings, env: Mapping[str, str]) -> None:
         """Raise for a model whose service has no usual address and is given none."""
-        for number, model in enumerate(settings.models):
+        for place, model in _places(settings):
             service = split(model.llm)[0]
             row = SERVICES.get(service)
             if row is None or model.base_url or row.base_url or env.get(row.base_env):
                 continue
             problem = f"required for {service}: write the address of your resource, or set {row.base_env}"
-            raise self.wrong(problem, ("models", number, "base_url"))
+            raise self.wrong(problem, (*place, "base_url"))
 
     def check_offered(self, settings: Settings) -> None:
         """Raise for a model whose provider is no service and cannot be made from what is written."""
-        for number, model in enumerate(settings.models):
-            if split(model.llm)[0] in (*SERVICES, DEMO):
+        for place, model in _places(settings):
+            service = split(model.llm)[0]
+            if model.api and service in SERVICES and SERVICES[service].wire != "openai":
+                raise self.wrong(f"{service} has one wire of its own: remove this key", ("models", place[1], "api"))
+            if service in (*SERVICES, DEMO):
                 continue
             try:
                 offered_llm(model)
             except ConfigError as error:
-                raise self.wrong(error.problem, ("models", number, error.key)) from error
+                raise self.wrong(error.problem, (*place, error.key)) from error
+
+    def check_fallbacks(self, settings: Settings) -> None:
+        """Raise for a fallback that is no other model."""
+        names = [model.name for model in settings.models]
+        for number, model in enumerate(settings.models):
+            for place, name in enumerate(model.fallback):
+                if name == model.name or name not in names:
+                    others = ", ".join(repr(other) for other in names if other != model.name) or "none"
+                    problem = f"{name!r} is no other model: those that are configured are {others}"
+                    raise self.wrong(problem, ("models", number, "fallback", place))
+
+    def check_prices(self, settings: Settings) -> None:
+        """Raise for a model whose price is unknown where money is counted."""
+        counted = next((token.name for token in settings.auth.tokens if token.budget and token.budget.usd), None)
+        for number, model in enumerate(settings.models):
+            own = model.budget is not None and model.budget.usd is not None
+            if (own or counted) and not all(known_price(place) for _, place in _places(settings, only=number)):
+                who = "its budget" if own else f"the budget of the token {counted!r}"
+                problem = f"required for {who}: the price of {model.llm!r} is not known here, so write input and output"
+                raise self.wrong(problem, ("models", number, "price"))
 
     def check_scopes(self, settings: Settings, known: Collection[str]) -> None:
         """Raise for a scope that neither the server nor a tool asks for."""
@@ -162,6 +201,16 @@ class _Source:
             except WrongTool as error:
                 raise self.wrong(error.problem, ("tools", number, *error.path)) from error
         return permissions
+
+
+def _places(settings: Settings, *, only: int | None = None) -> Iterator[tuple[Path, ModelSettings]]:
+    """Each model at each of its deployments, with where it is written; of `only` one model where that is given."""
+    for number, model in enumerate(settings.models):
+        if only in (None, number):
+            for place, deployment in enumerate(model.deployments):
+                yield ("models", number, "deployments", place), model.deployed(deployment)
+            if not model.deployments:
+                yield ("models", number), model
 
 
 def _path(error: ErrorDetails) -> Path:
