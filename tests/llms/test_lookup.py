@@ -92,6 +92,7 @@ def test_row_c3_a_package_offers_a_provider_with_one_class(tmp_path: Path, monke
         found = llm("acme:one")
     finally:
         sys.modules.pop("acme_llm", None)
+        LLMS.unregister("acme")
     assert (type(found).__name__, found.provider, found.model) == ("Acme", "acme", "one")
 
 
