@@ -6,16 +6,12 @@ import json
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from penstock.cli.app import app
+from tests.cli.conftest import Command
 from tests.cli.test_commands import COMMAND, environment, penstock
 from tests.rig.serving import ROOT, running
 
@@ -82,30 +78,6 @@ tools:
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
-    """Runs a command in this process, which takes a tenth of the time of one of its own."""
-
-    def run(*arguments: str, folder: Path, stdin: str = "") -> Done:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        for name in ("corner_shop", "corner_shop.tools"):
-            sys.modules.pop(name, None)
-        done = CliRunner().invoke(app, arguments, input=stdin, catch_exceptions=False)
-        return Done(done.exit_code, done.stdout, done.stderr)
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a user has it: the configuration, a package and a database."""
@@ -122,7 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def test_the_list_is_a_table(folder: Path, command: Callable[..., Done]) -> None:
+def test_the_list_is_a_table(folder: Path, command: Command) -> None:
     done = command("tools", "list", folder=folder)
     lines = [line.split() for line in done.stdout.splitlines()]
     assert done.returncode == 0
@@ -132,7 +104,7 @@ def test_the_list_is_a_table(folder: Path, command: Callable[..., Done]) -> None
     assert len(lines) == 9
 
 
-def test_list_and_show_tell_the_same_as_json(folder: Path, command: Callable[..., Done]) -> None:
+def test_list_and_show_tell_the_same_as_json(folder: Path, command: Command) -> None:
     listed = json.loads(command("tools", "list", "--json", folder=folder).stdout)["tools"]
     shown = json.loads(command("tools", "show", "order", "--json", folder=folder).stdout)
     assert listed[-1] == shown
@@ -156,7 +128,7 @@ def test_list_and_show_tell_the_same_as_json(folder: Path, command: Callable[...
     ],
 )
 def test_a_call_prints_the_value_and_ends_with_its_code(
-    folder: Path, command: Callable[..., Done], arguments: list[str], code: int, stdout: str, stderr: str
+    folder: Path, command: Command, arguments: list[str], code: int, stdout: str, stderr: str
 ) -> None:
     done = command("tools", "call", *arguments, folder=folder)
     assert (done.returncode, done.stdout) == (code, stdout)
@@ -164,7 +136,7 @@ def test_a_call_prints_the_value_and_ends_with_its_code(
     assert "Traceback" not in done.stderr
 
 
-def test_arguments_are_read_from_stdin_and_the_answer_may_be_json(folder: Path, command: Callable[..., Done]) -> None:
+def test_arguments_are_read_from_stdin_and_the_answer_may_be_json(folder: Path, command: Command) -> None:
     done = command("tools", "call", "add", "-", "--json", folder=folder, stdin='{"a": 40, "b": 2}')
     said = json.loads(done.stdout)
     assert (done.returncode, said["ok"], said["content"], said["warnings"]) == (0, True, 42, [])
@@ -173,7 +145,7 @@ def test_arguments_are_read_from_stdin_and_the_answer_may_be_json(folder: Path, 
     assert (done.returncode, said["ok"], said["error"]["code"], done.stderr) == (1, False, "failed", "")
 
 
-def test_a_warning_goes_to_stderr(folder: Path, command: Callable[..., Done]) -> None:
+def test_a_warning_goes_to_stderr(folder: Path, command: Command) -> None:
     done = command("tools", "call", "short", '{"n": 20}', folder=folder)
     assert done.returncode == 0
     assert done.stderr == "penstock: warning: the value was cut to 10 bytes\n"
@@ -208,11 +180,11 @@ def test_ctrl_c_ends_with_130_at_once_even_where_a_thread_goes_on(folder: Path) 
     assert said == ""
 
 
-def test_row_b8_a_call_under_one_key_runs_once_in_all_processes(folder: Path) -> None:
+def test_row_b8_a_call_under_one_key_runs_once_in_all_processes(folder: Path, command: Command) -> None:
     said = [penstock("tools", "call", "pay", '{"order": 1}', "--key", "k", folder=folder).stdout for _ in range(2)]
     assert said == ["paid\n", "paid\n"]
     assert (folder / "paid").read_text() == "1\n"
-    other = penstock("tools", "call", "pay", '{"order": 2}', "--key", "k", folder=folder)
+    other = command("tools", "call", "pay", '{"order": 2}', "--key", "k", folder=folder)
     assert other.returncode == 1
     assert "idempotency_conflict" in other.stderr
     assert [file.name for file in (folder / ".penstock").iterdir()] == ["ledger.db"]
@@ -224,15 +196,13 @@ def test_functions_are_found_beside_the_configuration_too(folder: Path, tmp_path
 
 
 @pytest.mark.parametrize(("asked", "code"), [(["list"], 0), (["show", "a"], 2), (["call", "a"], 2)])
-def test_without_tools_the_section_is_named(
-    tmp_path: Path, command: Callable[..., Done], asked: list[str], code: int
-) -> None:
+def test_without_tools_the_section_is_named(tmp_path: Path, command: Command, asked: list[str], code: int) -> None:
     done = command("tools", *asked, folder=tmp_path)
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr == "penstock: no tool is configured: add the section `tools` to penstock.yaml\n"
 
 
-def test_case_27_a_wrong_tool_is_told_in_one_line(tmp_path: Path, command: Callable[..., Done]) -> None:
+def test_case_27_a_wrong_tool_is_told_in_one_line(tmp_path: Path, command: Command) -> None:
     (tmp_path / "penstock.yaml").write_text('tools:\n  - {name: a, function: "corner_shop.tools:add"}\n')
     for asked in (["check"], ["tools", "list"], ["serve", "--port", "0"], ["chat", "hello"]):
         done = command(*asked, folder=tmp_path)
@@ -243,7 +213,7 @@ def test_case_27_a_wrong_tool_is_told_in_one_line(tmp_path: Path, command: Calla
         )
 
 
-def test_check_shows_the_tools(folder: Path, command: Callable[..., Done]) -> None:
+def test_check_shows_the_tools(folder: Path, command: Command) -> None:
     lines = [line.split() for line in command("check", folder=folder).stdout.splitlines()]
     assert ["tool", "kind", "type"] in lines
     assert ["order", "sqlite", "standard"] in lines

@@ -90,12 +90,6 @@ def test_the_pages_beside_the_chat_answer(demo: Process) -> None:
         assert client.get("/docs").headers["content-type"].startswith("text/html")
 
 
-def test_case_12_a_server_told_to_stop_ends_with_0() -> None:
-    with penstock() as process:
-        assert process.terminate(10.0) == 0
-        assert "Traceback" not in process.stderr()
-
-
 def test_two_workers_both_answer_and_stop_together() -> None:
     require("proc", problem=no_proc())
     with penstock("--workers", "2") as process:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +13,11 @@ from tests.rig.wire import JsonObject
 FOLDER = Path(__file__).with_name("node_sdk")
 
 
-@dataclass(frozen=True, slots=True)
 class NodeSdk:
-    """The SDK as installed in its folder."""
+    """The SDK as installed in its folder, in one Node process for all calls."""
 
-    folder: Path = FOLDER
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self.folder = folder
 
     def problem(self) -> str:
         """Why it cannot be used, or an empty text."""
@@ -33,8 +32,20 @@ class NodeSdk:
 
         `stream` uses the SDK's stream helper, `create` a plain call; an error has `type, status, code, message`.
         """
-        variables = {**os.environ, "OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": key}
-        command = ["node", str(self.folder / "stream.mjs"), mode, json.dumps(request)]
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=True)
-        answer: JsonObject = json.loads(done.stdout)
+        asked = {"mode": mode, "request": request, "baseURL": base_url, "apiKey": key}
+        assert self._node.stdin is not None
+        assert self._node.stdout is not None
+        self._node.stdin.write(json.dumps(asked) + "\n")
+        self._node.stdin.flush()
+        answer: JsonObject = json.loads(self._node.stdout.readline())
         return answer
+
+    def close(self) -> None:
+        """Ends the process, if there is one."""
+        if "_node" in vars(self):
+            self._node.communicate(timeout=10)
+
+    @cached_property
+    def _node(self) -> subprocess.Popen[str]:
+        command = ["node", str(self.folder / "stream.mjs")]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import os
@@ -25,6 +26,7 @@ HOST = "127.0.0.1"
 STARTS_WITHIN_S = 30.0
 ENDS_WITHIN_S = 3.0
 POLL_S = 0.01
+MEASURED = "COVERAGE_PROCESS_CONFIG"  # set where coverage measures the children
 
 
 def free_port() -> int:
@@ -32,6 +34,25 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that looks every few milliseconds, not ten times a second, whether it is to stop and has stopped."""
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            await asyncio.sleep(POLL_S)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await asyncio.sleep(0)
+        while (self.server_state.connections or self.server_state.tasks) and not self.force_exit:
+            await asyncio.sleep(POLL_S)
+        if not self.force_exit:
+            await self.lifespan.shutdown()
 
 
 @contextlib.contextmanager
@@ -44,7 +65,7 @@ def serve_asgi(app: Any, **settings: Any) -> Generator[str]:
     port = listener.getsockname()[1]
     usual: dict[str, Any] = {"loop": "uvloop", "http": "httptools", "log_level": "warning"}
     config = uvicorn.Config(app, **(usual | settings))
-    server = uvicorn.Server(config)
+    server = _Server(config)
 
     def run() -> None:
         # uvicorn exits when an application does not start; that is told below.
@@ -147,10 +168,10 @@ def _wait_ready(child: Process, ready: str, within_s: float) -> None:
 
 
 def _kill_group(popen: subprocess.Popen[bytes]) -> None:
-    # Asked first, so that a child measured by coverage can write down what it ran.
-    popen.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        popen.wait(ENDS_WITHIN_S)
+    if MEASURED in os.environ:  # asked first, so that the child can write down what it ran
+        popen.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            popen.wait(ENDS_WITHIN_S)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(popen.pid, signal.SIGKILL)
     popen.wait()

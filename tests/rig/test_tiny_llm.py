@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ ADD: Any = {
 
 
 @pytest.fixture
-def tiny(tiny_llm: TinyLlm) -> openai.OpenAI:
-    return openai.OpenAI(base_url=tiny_llm.base_url, api_key="none", max_retries=0, timeout=20.0)
+def tiny(tiny_llm: TinyLlm) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=tiny_llm.base_url, api_key="none", max_retries=0, timeout=20.0) as sdk:
+        yield sdk
 
 
 def test_the_model_file_has_the_same_bytes_each_time(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.rig.serving import Process, running, serve_asgi
 from tests.rig.upstream import Upstream, echo
 
 KEY = "sk-canary-upstream-0123456789abcdef"
+NO_DRAIN = {"drain_s": 0.05}  # for a process that is told to stop when nothing runs: it ends half a second sooner
 MESSAGES: list[Any] = [{"role": "user", "content": "one two three"}]
 
 

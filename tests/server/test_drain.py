@@ -16,7 +16,7 @@ import pytest
 from tests.rig.upstream import Plain, Stream, Upstream, chunk, completion, text_stream
 from tests.server.gateway import Gateway, chat, dechunked, events_of, gateway_process, sse_bytes
 
-SLOW = Stream(text_stream("a b c d e f g h i j"), delay_s=0.1)
+SLOW = Stream(text_stream("a b c d e f g h i j"), delay_s=0.07)
 ENDLESS = Stream([chunk("", role="assistant"), *(chunk(f" {n}") for n in range(2000))], delay_s=0.02)
 
 
@@ -37,7 +37,7 @@ def asked(connection: http.client.HTTPConnection, method: str, path: str, body: 
 
 
 async def test_case_12_running_requests_finish_and_new_ones_get_503(upstream: Upstream) -> None:
-    upstream.script(SLOW, Plain(completion("late"), think_s=1.0))
+    upstream.script(SLOW, Plain(completion("late"), think_s=0.7))
     with gateway_process(upstream) as served:
         kept = http.client.HTTPConnection("127.0.0.1", int(served.url.rsplit(":", 1)[1]), timeout=5)
         assert await asyncio.to_thread(asked, kept, "GET", "/ready") == (200, b'{"status":"ready"}')

@@ -14,7 +14,7 @@ from penstock.llms.services import SERVICES
 from penstock.server.log import access
 from penstock.server.serve import application
 from tests.rig.upstream import Plain, Refuse, Stream, Upstream, text_stream
-from tests.server.gateway import KEY, chat, gateway_process, settings_of
+from tests.server.gateway import KEY, NO_DRAIN, chat, gateway_process, settings_of
 
 TOKEN = "pk-canary-token-zyxwvutsrqponmlk"
 TELLTALE = 8
@@ -46,7 +46,7 @@ async def test_case_25_no_secret_leaves_the_server(log: str, upstream: Upstream)
     ]
     authorized = {"authorization": f"Bearer {TOKEN}"}
     tokens = [{"name": "canary", "value": TOKEN, "scopes": ["chat"]}]
-    with gateway_process(upstream, "--log", log, tokens=tokens) as served:
+    with gateway_process(upstream, "--log", log, server=NO_DRAIN, tokens=tokens) as served:
         upstream.script(*failing)
         answers = [served.post(chat(stream=n % 2 == 0), **authorized) for n in range(len(failing))]
         answers += [
@@ -83,7 +83,7 @@ def test_case_25_no_secret_shows_in_a_repr(upstream: Upstream) -> None:
 
 
 async def test_the_log_has_one_line_for_each_request(upstream: Upstream) -> None:
-    with gateway_process(upstream, "--log", "json") as served:
+    with gateway_process(upstream, "--log", "json", server=NO_DRAIN) as served:
         served.post(chat(), x_request_id="first")
         served.post(b"{", x_request_id="second")
         process = served.process

@@ -31,7 +31,7 @@ def slow_client(served: Gateway, **fields: Any) -> socket.socket:
     return client
 
 
-def settled(read: Callable[[], int], quiet_s: float = 0.4) -> int:
+def settled(read: Callable[[], int], quiet_s: float = 0.2) -> int:
     """A number once it has not changed for a while."""
     seen, since = read(), time.monotonic()
     while time.monotonic() - since < quiet_s:
@@ -73,7 +73,7 @@ async def test_case_11_a_client_that_takes_nothing_is_gone(
     policy: str, front: Callable[[Any], Any] | None, plain: bool, upstream: Upstream
 ) -> None:
     upstream.script(BIG)
-    server = {"write_stall_s": 0.5, "heartbeat_s": 5.0}
+    server = {"write_stall_s": 0.25, "heartbeat_s": 5.0}
     with (
         access_log() as log,
         gateway(upstream, server=server, front=front, plain=plain) as served,
@@ -82,7 +82,7 @@ async def test_case_11_a_client_that_takes_nothing_is_gone(
         row = await log.row()
         assert row["status"] == 499
         if policy == "cancel":
-            assert row["cancelled"] == "the client took nothing for 0.5 s"
+            assert row["cancelled"] == "the client took nothing for 0.25 s"
             assert len(await asyncio.to_thread(upstream.wait_closed)) == 1
         else:
             assert upstream.sent_bytes > len(sse_bytes(BIG))
@@ -95,8 +95,8 @@ async def test_case_11_a_client_that_takes_nothing_is_gone(
 def test_case_11_a_reader_that_is_slow_but_reads_is_not_gone(upstream: Upstream) -> None:
     some = Stream([*BIG.chunks[:600], BIG.chunks[-1]])
     upstream.script(some)
-    with gateway(upstream, server={"write_stall_s": 0.8}) as served, slow_client(served) as client:
-        got, slow_until = bytearray(), time.monotonic() + 2.0
+    with gateway(upstream, server={"write_stall_s": 0.5}) as served, slow_client(served) as client:
+        got, slow_until = bytearray(), time.monotonic() + 1.2
         while not got.endswith(b"0\r\n\r\n"):
             if time.monotonic() < slow_until:
                 time.sleep(0.008)
@@ -127,7 +127,7 @@ async def test_case_14_a_slow_reader_who_leaves_is_counted(upstream: Upstream) -
 
 async def test_case_11_a_whole_answer_that_nobody_takes_is_given_up(upstream: Upstream) -> None:
     upstream.script(Plain(completion("x" * 20_000_000)))
-    server = {"write_stall_s": 0.5}
+    server = {"write_stall_s": 0.25}
     with access_log() as log, gateway(upstream, server=server) as served, slow_client(served, stream=False):
         row = await log.row()
     assert row["status"] == 499
@@ -135,8 +135,8 @@ async def test_case_11_a_whole_answer_that_nobody_takes_is_given_up(upstream: Up
 
 def test_case_11_a_whole_answer_that_is_read_slowly_is_not_given_up(upstream: Upstream) -> None:
     upstream.script(Plain(completion("x" * 8_000_000)))
-    with gateway(upstream, server={"write_stall_s": 0.8}) as served, slow_client(served, stream=False) as client:
-        got, slow_until = bytearray(), time.monotonic() + 2.0
+    with gateway(upstream, server={"write_stall_s": 0.5}) as served, slow_client(served, stream=False) as client:
+        got, slow_until = bytearray(), time.monotonic() + 1.2
         while not got.endswith(b"}}"):
             if time.monotonic() < slow_until:
                 time.sleep(0.008)

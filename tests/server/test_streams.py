@@ -187,12 +187,12 @@ def impatient_proxy(port: int, idle_s: float) -> Generator[int]:
         thread.join(5)
 
 
-@pytest.mark.parametrize("heartbeat_s", [0.2, 15.0])
+@pytest.mark.parametrize("heartbeat_s", [0.1, 15.0])
 def test_case_10_heartbeats_carry_a_long_think_through_an_idle_proxy(heartbeat_s: float, upstream: Upstream) -> None:
-    upstream.script(Stream(text_stream("done"), think_s=2.0))
+    upstream.script(Stream(text_stream("done"), think_s=1.2))
     with (
         gateway(upstream, server={"heartbeat_s": heartbeat_s}) as served,
-        impatient_proxy(int(served.url.rsplit(":", 1)[1]), idle_s=0.6) as port,
+        impatient_proxy(int(served.url.rsplit(":", 1)[1]), idle_s=0.4) as port,
         openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="k", max_retries=0) as client,
     ):
         asked = client.chat.completions
@@ -206,8 +206,8 @@ def test_case_10_heartbeats_carry_a_long_think_through_an_idle_proxy(heartbeat_s
 
 async def test_heartbeats_come_at_event_boundaries_and_bring_the_headers(upstream: Upstream) -> None:
     events = [chunk("", role="assistant"), *(chunk(f" {n}") for n in range(8)), chunk(finish="stop")]
-    upstream.script(Stream(events, think_s=0.5, delay_s=0.12, split=40))
-    with gateway(upstream, server={"heartbeat_s": 0.05}) as served:
+    upstream.script(Stream(events, think_s=0.5, delay_s=0.06, split=40))
+    with gateway(upstream, server={"heartbeat_s": 0.025}) as served:
         began = time.monotonic()
         reader, writer = await served.open()
         head = await reader.readuntil(b"\r\n\r\n")

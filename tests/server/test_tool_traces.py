@@ -13,6 +13,7 @@ import yaml
 
 from tests.rig.otlp import Receiver
 from tests.rig.serving import Process, running
+from tests.server.gateway import NO_DRAIN
 from tests.server.test_tracing import SPAN, TRACE, VALID, named
 
 SERVER, TOOL = "POST /v1/tools/{name}", "execute_tool add"
@@ -23,7 +24,9 @@ TOOLS = [{"name": "add", "function": "tests.server.shop:add", "owner": "shop", "
 def traced(folder: Path, otlp: Receiver, *, content: bool) -> Generator[Process]:
     """The server as users start it, with a tool, which sends its spans to the receiver."""
     file = folder / "penstock.yaml"
-    file.write_text(yaml.safe_dump({"tools": TOOLS, "tracing": {"otlp": otlp.endpoint, "content": content}}))
+    file.write_text(
+        yaml.safe_dump({"server": NO_DRAIN, "tools": TOOLS, "tracing": {"otlp": otlp.endpoint, "content": content}})
+    )
     command = [sys.executable, "-m", "penstock", "serve", "--config", str(file), "--port", "{port}"]
     with running(command, ready="http://127.0.0.1:{port}/health", env={"PYTHONPATH": "src"}) as process:
         yield process

@@ -398,13 +398,13 @@ def test_case_3_a_call_that_is_kept_in_a_ledger_goes_on_when_its_client_leaves(s
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{served.url}/v1/tools/slow_pay",
-            content='{"seconds": 0.5}',
+            content='{"seconds": 0.3}',
             headers={"idempotency-key": "left"},
-            timeout=0.2,
+            timeout=0.1,
             trust_env=False,
         )
-    time.sleep(0.8)
-    again = call(served, "slow_pay", {"seconds": 0.5}, idempotency_key="left")
+    time.sleep(0.4)
+    again = call(served, "slow_pay", {"seconds": 0.3}, idempotency_key="left")
     assert again.status_code == 200, again.text
 
 

@@ -23,7 +23,7 @@ from penstock.server.tracing import parent_of
 from tests.rig.otlp import Receiver, SeenSpan
 from tests.rig.serving import Process, running
 from tests.rig.upstream import Plain, Stream, Upstream, error_body, text_stream
-from tests.server.gateway import KEY, MESSAGES, gateway, settings_of
+from tests.server.gateway import KEY, MESSAGES, NO_DRAIN, gateway, settings_of
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 VALID = f"00-{TRACE}-{SPAN}-01"
@@ -133,7 +133,7 @@ def test_case_29_the_upstream_carries_the_callers_trace(upstream: Upstream, stre
 @contextlib.contextmanager
 def traced_server(upstream: Upstream, otlp: Receiver, *, content: bool = False) -> Generator[Process]:
     """The server as users start it, which sends its spans to the receiver."""
-    settings: dict[str, Any] = settings_of(upstream.base_url)
+    settings: dict[str, Any] = settings_of(upstream.base_url, server=NO_DRAIN)
     settings["tracing"] = {"otlp": otlp.endpoint, "content": content}
     with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
         file = Path(folder, "penstock.yaml")

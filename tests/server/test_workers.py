@@ -55,7 +55,7 @@ def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
 async def test_case_12_a_signal_to_the_whole_process_group_drains_the_workers(
     number: signal.Signals, upstream: Upstream
 ) -> None:
-    upstream.default = lambda _: Plain(completion("late"), think_s=1.5)
+    upstream.default = lambda _: Plain(completion("late"), think_s=0.8)
     with gateway_process(upstream, "--workers", "2") as served:
         assert served.process is not None
         running = [asyncio.create_task(asyncio.to_thread(served.post, chat(stream=False))) for _ in range(4)]
@@ -73,12 +73,12 @@ def test_case_12_a_signal_while_the_workers_are_started_reaches_all(tmp_path: Pa
 
 
 @pytest.mark.skipif(bool(no_proc()), reason=no_proc())
-@pytest.mark.parametrize("after_s", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("after_s", [0.0, 0.15, 0.4])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_case_12_a_server_told_to_stop_as_it_starts_its_workers_ends(
     number: signal.Signals, after_s: float, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "penstock", "serve", "--port", str(free_port()), "--workers", "8"]
+    command = [sys.executable, "-m", "penstock", "serve", "--port", str(free_port()), "--workers", "3"]
     variables = {**os.environ, "PYTHONPATH": "src"}
     said = tmp_path / "said"
     with said.open("wb") as stderr:
@@ -112,7 +112,7 @@ def test_all_workers_that_die_at_once_are_started_again(tmp_path: Path) -> None:
 
 def test_deaths_of_long_ago_are_forgotten(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
-    process = supervised(tmp_path, 'echo >>"$0/starts"; sleep 0.1; exit 3', workers=1, within_s=0.2)
+    process = supervised(tmp_path, 'echo >>"$0/starts"; sleep 0.05; exit 3', workers=1, within_s=0.1)
     try:
         until(lambda: starts.exists() and len(starts.read_text()) >= 9)
         process.terminate()

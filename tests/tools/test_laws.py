@@ -75,7 +75,7 @@ async def test_a_failure_is_a_typed_error_and_no_value(subject: Subject) -> None
 
 
 async def test_the_deadline_ends_what_takes_long(subject: Subject) -> None:
-    tool = subject.make("slow", timeout_s=0.15)
+    tool = subject.make("slow", timeout_s=0.05)
     began = monotonic()
     result = await tool.execute(subject.arguments)
     assert monotonic() - began < 5
@@ -89,7 +89,7 @@ async def test_a_cancel_ends_a_call_and_leaves_no_task(subject: Subject) -> None
     tool = subject.make("slow")
     before = asyncio.all_tasks()
     call = asyncio.create_task(tool.execute(subject.arguments))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.05)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(call, 5)
@@ -108,7 +108,7 @@ async def test_many_calls_at_once_do_not_mix(subject: Subject) -> None:
 
 async def test_case_20_each_call_has_its_own_result_when_siblings_fail(subject: Subject) -> None:
     tools = {form: subject.make(form) for form in ("good", "failing")}
-    tools["slow"] = subject.make("slow", timeout_s=0.15)
+    tools["slow"] = subject.make("slow", timeout_s=0.05)
     arguments = msgspec.json.encode(subject.arguments).decode()
     names = ["good", "failing", "slow", "nobody", "good"]
     calls = [ToolCall(f"call_{n}", name, arguments) for n, name in enumerate(names)]

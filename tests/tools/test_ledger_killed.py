@@ -49,12 +49,3 @@ def test_row_b8_a_killed_call_is_unknown_and_not_run_again(tmp_path: Path) -> No
     assert second.returncode == 1
     assert "outcome_unknown" in second.stderr
     assert paid.read_text() == "7\n"
-
-
-def test_row_b8_a_finished_call_is_answered_again_by_the_next_process(tmp_path: Path) -> None:
-    (tmp_path / "shop_of_test.py").write_text(MODULE)
-    (tmp_path / "penstock.yaml").write_text(CONFIG)
-    for _ in range(2):
-        done = call(tmp_path)
-        assert (done.returncode, done.stdout) == (0, "paid 7\n"), done.stderr
-    assert (tmp_path / "paid.txt").read_text() == "7\n"

@@ -1,14 +1,11 @@
-// Sends one chat request with the official SDK and prints one line of JSON with what the SDK made of the answer.
+// Sends chat requests with the official SDK, one for each line of its input, and prints a line of JSON for each with
+// what the SDK made of the answer.
 //
-//     OPENAI_BASE_URL=... OPENAI_API_KEY=... node stream.mjs stream|create '{"model": ..., "messages": [...]}'
+//     {"mode": "stream" or "create", "request": {"model": ..., "messages": [...]}, "baseURL": ..., "apiKey": ...}
+import { createInterface } from "node:readline";
 import OpenAI from "openai";
 
-const [mode, body] = process.argv.slice(2);
-const request = JSON.parse(body);
-const client = new OpenAI({ maxRetries: 0, timeout: 30_000 });
-const seen = { pieces: [], chunks: 0 };
-
-async function streamed() {
+async function streamed(client, request, seen) {
   const stream = client.chat.completions.stream({ stream_options: { include_usage: true }, ...request });
   stream.on("content", (piece) => seen.pieces.push(piece));
   stream.on("chunk", () => (seen.chunks += 1));
@@ -27,12 +24,17 @@ function answer(completion) {
   };
 }
 
-function failure(error) {
+function failure(error, seen) {
   const { status = null, code = null, message } = error;
   const known = { type: error.constructor.name, status, code, message };
   return { text: seen.pieces.join(""), finish_reason: null, usage: null, tool_calls: [], error: known };
 }
 
-const call = mode === "stream" ? streamed : () => client.chat.completions.create(request);
-const line = await call().then(answer, failure);
-console.log(JSON.stringify({ ...line, pieces: seen.pieces, chunks: seen.chunks }));
+for await (const line of createInterface({ input: process.stdin })) {
+  const { mode, request, ...options } = JSON.parse(line);
+  const client = new OpenAI({ maxRetries: 0, timeout: 30_000, ...options });
+  const seen = { pieces: [], chunks: 0 };
+  const asked = mode === "stream" ? streamed(client, request, seen) : client.chat.completions.create(request);
+  const said = await asked.then(answer, (error) => failure(error, seen));
+  console.log(JSON.stringify({ ...said, ...seen }));
+}
