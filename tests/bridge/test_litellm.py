@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from penstock import ChatRequest, execute, llm
-from penstock.errors import BadAnswer, LlmError, RateLimited, TooLong, Unauthorized, UsageError
+from penstock.errors import BadAnswer, BadRequest, LlmError, RateLimited, TooLong, Unauthorized, UsageError
 from penstock.events import Used
 from penstock.llms.litellm import Litellm
 from penstock.llms.transport import Limits
@@ -111,6 +111,14 @@ async def test_case_5_a_stall_ends_at_the_idle_limit(upstream: Upstream) -> None
     upstream.script(Stream(text_stream("one two three"), stall_after=2))
     with pytest.raises(BadAnswer, match="stalled"):
         await execute(bridge(upstream, limits=Limits(idle_s=0.3)), ask(stream=True))
+
+
+@pytest.mark.parametrize("field", ["custom_llm_provider", "aws_bedrock_runtime_endpoint", "headers", "fallbacks"])
+async def test_case_23_a_request_cannot_send_the_key_elsewhere(field: str, upstream: Upstream) -> None:
+    with pytest.raises(BadRequest, match=f"'{field}' is not passed on") as caught:
+        await execute(bridge(upstream), ask(stream=False, **{field: "http://127.0.0.1:9"}))
+    assert (caught.value.param, caught.value.code) == (field, "unsupported_parameter")
+    assert not upstream.chats
 
 
 def test_a_model_must_be_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from penstock import ChatRequest, Principal, execute
 from penstock.config import Catalog, load
-from penstock.errors import ConfigError, LimitReached, RateLimited
+from penstock.errors import ConfigError, Invalid, LimitReached, RateLimited
 from penstock.events import Switched
 from penstock.testing import Heard
 from tests.rig.upstream import Plain, Upstream, completion, error_body, upstream, usage_of
@@ -53,8 +54,8 @@ def test_the_order_is_one_and_is_shown(tmp_path: Path) -> None:
     text = WHOLE.replace("BASE", "http://127.0.0.1:9/v1").replace("OTHER", "http://127.0.0.1:8/v1")
     order = catalog(tmp_path, text).served[0].order
     assert order == (
-        "trace",
         "by token (alice: limit 2 concurrent, budget 50 tokens)",
+        "trace",
         "limit 60 requests/minute",
         "budget 1000 tokens in 60 s",
         "budget 0.5 USD in 60 s",
@@ -136,6 +137,42 @@ async def test_case_16_a_budget_in_money_stops_the_next_call(upstream: Upstream,
     assert len(upstream.chats) == 1
 
 
+async def test_case_16_a_budget_in_tokens_reserves_what_an_answer_may_be(upstream: Upstream, tmp_path: Path) -> None:
+    upstream.default = lambda _: Plain(completion("one", usage=usage_of(10, 20_000)), think_s=0.02)
+    found = catalog(tmp_path, f"models:\n{model(upstream.base_url, ', budget: {tokens: 130000}')}").find("fast")
+    ends = await asyncio.gather(*(execute(found, ASK) for _ in range(20)), return_exceptions=True)
+    passed = [end for end in ends if not isinstance(end, BaseException)]
+    assert len(passed) == 7  # 6 do not use it up, and one more was let in
+    assert {type(end) for end in ends} - {type(passed[0])} == {LimitReached}
+
+
+async def test_one_call_of_an_unusual_tier_does_not_close_a_budget(upstream: Upstream, tmp_path: Path) -> None:
+    upstream.default = lambda _: Plain(completion("one", usage=usage_of(10, 10)))
+    found = catalog(tmp_path, f"models:\n{model(upstream.base_url, ', budget: {usd: 5}')}").find("fast")
+    await execute(found, ChatRequest.of("Hi", model="fast", stream=False, service_tier="flex"))
+    assert (await execute(found, ASK)).content == "one"
+
+
+async def test_a_token_that_pays_may_not_ask_for_a_model_without_a_price(tmp_path: Path, upstream: Upstream) -> None:
+    text = "auth: {tokens: [{name: alice, value: alice-token, budget: {usd: 1}}]}\n"
+    found = catalog(tmp_path, text, {"OPENAI_BASE_URL": upstream.base_url})
+    alice = Principal("alice")
+    for name in ("nobody-knows", "openai:nobody-knows"):
+        with pytest.raises(Invalid, match="the price of 'nobody-knows' is not known"):
+            await execute(found.find(name), ChatRequest.of("Hi", model=name), principal=alice)
+    for name in ("gpt-5-mini", "openai:gpt-5-mini"):
+        await execute(found.find(name), ChatRequest.of("Hi", model=name, stream=False), principal=alice)
+    assert len(upstream.chats) == 2
+
+
+async def test_a_requests_field_wins_over_a_default_in_other_words(upstream: Upstream, tmp_path: Path) -> None:
+    more = ", params: {max_completion_tokens: 5000, temperature: 0.1}"
+    found = catalog(tmp_path, f"models:\n{model(upstream.base_url, more)}").find("fast")
+    await execute(found, ChatRequest.of("Hi", model="fast", stream=False, max_tokens=10))
+    sent = upstream.chats[0].json
+    assert (sent["max_tokens"], sent["temperature"], "max_completion_tokens" in sent) == (10, 0.1, False)
+
+
 async def test_scripted_faults_are_injected(tmp_path: Path) -> None:
     text = "models:\n  - {name: fast, llm: demo, faults: 429 once, retry: {attempts: 2, base_s: 0.001}}\n"
     heard = Heard()
@@ -153,6 +190,8 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "price as text": (f"{DEMO}\n     price: {{input: x, output: 1}}}}", "price.input", "expected a number"),
     "weight of 0": (f"{DEMO}\n     deployments: [{{weight: 0}}]}}", "deployments[0].weight", "more than 0"),
     "api of another wire": ("{name: fast, llm: anthropic:c,\n     api: responses}", "api", "one wire of its own"),
+    "cool-down of nothing": (f"{DEMO}\n     cooldown_s: 5}}", "cooldown_s", "only deployments cool down"),
+    "address of the demo": (f"{DEMO}\n     base_url: http://127.0.0.1:9}}", "base_url", "does not take 'base_url'"),
     "no recordings": ("{name: fast,\n     llm: replay:nowhere}", "llm", "nowhere"),
 }
 
@@ -173,6 +212,10 @@ def test_money_needs_a_known_price(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the budget of the token 'alice'"):
         catalog(tmp_path, unknown.replace(", budget: {usd: 1}", "") + token)
     catalog(tmp_path, unknown.replace("budget", "price: {input: 1, output: 1}, budget") + token)
+    spare = "models:\n  - {name: fast, llm: demo, budget: {usd: 1}, fallback: [spare]}\n"
+    with pytest.raises(ConfigError, match="the budget of the model 'fast'") as caught:
+        catalog(tmp_path, spare + "  - {name: spare, llm: openai:nobody-knows}\n")
+    assert caught.value.key == "models[1].price"
 
 
 async def test_recordings_are_made_and_served(upstream: Upstream, tmp_path: Path) -> None:

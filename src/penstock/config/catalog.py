@@ -17,6 +17,7 @@ from penstock.config.listing import Listing, Model
 from penstock.config.models import DEMO, REPLAY, ModelSettings
 from penstock.config.providers import configured_llm, lacks_key, read_environment
 from penstock.config.settings import Settings, TracingSettings
+from penstock.config.spending import Candidate, candidates_of
 from penstock.errors import NotFound
 from penstock.llms import LLMS
 from penstock.llms.remote import RemoteLlm
@@ -46,6 +47,7 @@ class Served:
     executor: Chat
     order: tuple[str, ...]
     listing: Listing | None = None
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class _Built:
     layers: Layers
     texts: tuple[str, ...] = ()
     model: ModelSettings | None = None
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def bare(self) -> Chat:
@@ -88,7 +91,8 @@ class Catalog:
         self.notices: list[str] = list(environment.notices)
         self._since = int(time.time())
         replay, tracing = settings.recordings.replay, settings.tracing
-        models = [] if replay else [_built(model, tracing, env) for model in settings.models]
+        made = {} if replay else {model.name: _llms(model, env) for model in settings.models}
+        models = [_built(model, tracing, made) for model in settings.models if made]
         if replay:
             others = [_alone(REPLAY, LLMS.get(REPLAY)(model=replay), tracing)]
         elif not models:
@@ -97,7 +101,7 @@ class Catalog:
         else:
             others = []
         self._recording = _recording(settings, [*models, *others])
-        self._tokens = token_layers(settings.auth.tokens)
+        self._tokens = token_layers(settings.auth.tokens, self._candidates)
         wanted = {name for model in settings.models for name in model.fallback}
         spare = {built.name: built.bare for built in models if built.name in wanted}
         self._configured = {built.name: self._serve(built, spare) for built in models}
@@ -181,22 +185,29 @@ class Catalog:
         return f"several providers serve ({names}): write which one, as in '{first}:{model[:_QUOTED]}'"
 
     def _bind(self, provider: str, name: str) -> Chat:
-        return PassthroughExecutor(wrap(_Renamed(self._providers[provider].wrapped, name), self._recording))
+        served = _Renamed(self._providers[provider].wrapped, name)
+        return PassthroughExecutor(wrap(served, (*self._recording, *(layer.policy for layer in self._tokens))))
 
     def _serve(self, built: _Built, spare: Mapping[str, Chat] | None = None) -> Served:
         """An LLM inside its policies, with its place in the catalog; `spare` are the models it may fall back to."""
         model, llm = built.model, built.llms[0]
         fallback = fallback_layer(model, spare) if model and spare else ()
-        layers = built.layers.whole(tokens=self._tokens, fallback=fallback)
+        layers = built.layers.whole(fallback)
         wrapped = wrap(built.executor, (layer.policy for layer in layers))
-        order = [*(layer.text for layer in layers), *built.texts]
+        order = [*(layer.text for layer in (*self._tokens, *layers)), *built.texts]
         limits: Any = getattr(llm, "limits", None)
         if limits is not None:
             order.append(f"timeout {limits.total_s:g} s, idle {limits.idle_s:g} s, connect {limits.connect_s:g} s")
         order.append(" or ".join(dict.fromkeys(f"{one.provider}:{one.model}".rstrip(":") for one in built.llms)))
-        executor = PassthroughExecutor(wrap(wrapped, self._recording), allow=model.allow if model else ())
+        outer = (*self._recording, *(layer.policy for layer in self._tokens))
+        executor = PassthroughExecutor(wrap(wrapped, outer), allow=model.allow if model else ())
         listing = Listing(llm) if model is None and isinstance(llm, RemoteLlm) else None
-        return Served(built.name, llm, wrapped, executor, tuple(order), listing)
+        return Served(built.name, llm, wrapped, executor, tuple(order), listing, built.candidates)
+
+    def _candidates(self, request: ChatRequest) -> tuple[Candidate, ...]:
+        """The models that may come to answer a request by a client's name for one."""
+        served, name = self._resolve(request.model)
+        return served.candidates or candidates_of([served.llm], name)
 
     async def _list(self, served: Served) -> list[Model] | None:
         if served.name == REPLAY:
@@ -215,16 +226,23 @@ class Catalog:
         return model if clear else f"{provider}:{model}"
 
 
-def _built(model: ModelSettings, tracing: TracingSettings, env: Mapping[str, str]) -> _Built:
+def _llms(model: ModelSettings, env: Mapping[str, str]) -> tuple[BaseLlm, ...]:
     places = [model.deployed(deployment) for deployment in model.deployments] or [model]
-    llms = tuple(configured_llm(place, env) for place in places)
+    return tuple(configured_llm(place, env) for place in places)
+
+
+def _built(model: ModelSettings, tracing: TracingSettings, made: Mapping[str, tuple[BaseLlm, ...]]) -> _Built:
+    """A configured model; `made` are the LLMs of all, for it may come to be answered by those it falls back to."""
+    llms = made[model.name]
+    candidates = candidates_of([*llms, *(llm for name in model.fallback for llm in made[name])])
     executor, texts = deployed(model, llms)
-    return _Built(model.name, llms, executor, layers_of(model, tracing, llms[0]), texts, model)
+    layers = layers_of(model, tracing, lambda _: candidates)
+    return _Built(model.name, llms, executor, layers, texts, model, candidates)
 
 
 def _alone(name: str, llm: BaseLlm, tracing: TracingSettings) -> _Built:
     """An LLM that the configuration does not name."""
-    return _Built(name, (llm,), llm, layers_of(None, tracing, llm))
+    return _Built(name, (llm,), llm, layers_of(None, tracing, lambda _: ()))
 
 
 def _recording(settings: Settings, built: Iterable[_Built]) -> tuple[Policy, ...]:

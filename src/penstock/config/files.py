@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "penstock.yaml"
 COMMAND_LINE = "command line"
+_WHERE = ("api", "api_key", "base_url", "headers", "params", "timeout_s", "idle_timeout_s", "connect_timeout_s")
 _UNBUILT: dict[tuple[str, ...], tuple[str, ...]] = {
     (): ("agents", "mcpServers"),
     ("store",): ("url",),
@@ -155,6 +156,10 @@ class _Source:
             service = split(model.llm)[0]
             if model.api and service in SERVICES and SERVICES[service].wire != "openai":
                 raise self.wrong(f"{service} has one wire of its own: remove this key", ("models", place[1], "api"))
+            if service == DEMO and (idle := [key for key in _WHERE if getattr(model, key)]):
+                raise self.wrong(f"the demo model does not take {idle[0]!r}: remove it", (*place, idle[0]))
+            if not model.deployments and "cooldown_s" in model.model_fields_set:
+                raise self.wrong("only deployments cool down, and none is written: remove it", (*place, "cooldown_s"))
             if service in (*SERVICES, DEMO):
                 continue
             try:
@@ -174,11 +179,13 @@ class _Source:
 
     def check_prices(self, settings: Settings) -> None:
         """Raise for a model whose price is unknown where money is counted."""
+        fallbacks = {model.name: model.fallback for model in settings.models}
         counted = next((token.name for token in settings.auth.tokens if token.budget and token.budget.usd), None)
         for number, model in enumerate(settings.models):
-            own = model.budget is not None and model.budget.usd is not None
-            if (own or counted) and not all(known_price(place) for _, place in _places(settings, only=number)):
-                who = "its budget" if own else f"the budget of the token {counted!r}"
+            payers = [one.name for one in settings.models if one.budget and one.budget.usd is not None]
+            payers = [name for name in payers if name == model.name or model.name in fallbacks[name]]
+            if (payers or counted) and not all(known_price(place) for _, place in _places(settings, only=number)):
+                who = f"the budget of the {f'model {payers[0]!r}' if payers else f'token {counted!r}'}"
                 problem = f"required for {who}: the price of {model.llm!r} is not known here, so write input and output"
                 raise self.wrong(problem, ("models", number, "price"))
 

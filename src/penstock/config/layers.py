@@ -1,12 +1,12 @@
 """What stands around each LLM, in the one order that `penstock check` prints, the outermost first.
 
-A refused call is traced; a token's limits come before the model's; another model is tried where this one is given up,
+A token's limits come before the model's, whose refusals are traced; another model is tried where this one is given up,
 after its retries; each retry may go to another deployment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ from penstock.config.settings import TokenSettings, TracingSettings
 from penstock.policies import Policy, wrap
 
 if TYPE_CHECKING:
+    from penstock.config.spending import Candidates
     from penstock.llms.base import BaseLlm
     from penstock.messages import ChatReply, ChatRequest
     from penstock.run import Executor
@@ -41,25 +42,25 @@ class Layers:
         """The LLM as a fallback of another: without fallbacks of its own, and without what its callers may ask for."""
         return wrap(llm, (layer.policy for layer in (*self.trace, *self.bounds, *self.inner)))
 
-    def whole(self, *, tokens: Iterable[Layer] = (), fallback: Iterable[Layer] = ()) -> tuple[Layer, ...]:
-        """All layers, with those of the tokens and the fallback at their places."""
-        return (*self.trace, *tokens, *self.bounds, *fallback, *self.inner)
+    def whole(self, fallback: Iterable[Layer] = ()) -> tuple[Layer, ...]:
+        """All layers, with the fallback at its place."""
+        return (*self.trace, *self.bounds, *fallback, *self.inner)
 
 
-def layers_of(model: ModelSettings | None, tracing: TracingSettings, llm: BaseLlm) -> Layers:
+def layers_of(model: ModelSettings | None, tracing: TracingSettings, candidates: Candidates) -> Layers:
     """The layers that the configuration writes around a model; a provider that is named nowhere is only traced."""
     trace = tuple(_trace(tracing))
     if model is None:
         return Layers(trace, (), ())
-    bounds = (*_limit(model.limit), *_budget(model.budget, llm))
+    bounds = (*_limit(model.limit), *_budget(model.budget, candidates))
     return Layers(trace, bounds, (*_breaker(model), *_retry(model)))
 
 
-def token_layers(tokens: Iterable[TokenSettings]) -> tuple[Layer, ...]:
+def token_layers(tokens: Iterable[TokenSettings], candidates: Candidates) -> tuple[Layer, ...]:
     """What callers may ask for and spend, over all models together: one layer, none where no token is bounded."""
     from penstock.policies.principals import per_principal
 
-    bounded = {token.name: (*_limit(token.limit), *_budget(token.budget)) for token in tokens}
+    bounded = {token.name: (*_limit(token.limit), *_budget(token.budget, candidates)) for token in tokens}
     bounded = {name: layers for name, layers in bounded.items() if layers}
     if not bounded:
         return ()
@@ -125,22 +126,20 @@ def _limit(settings: LimitSettings | None) -> list[Layer]:
     return [Layer(f"limit {', '.join(words)}", limit(**bounds))] if bounds else []
 
 
-def _budget(settings: BudgetSettings | None, llm: BaseLlm | None = None) -> list[Layer]:
+def _budget(settings: BudgetSettings | None, candidates: Candidates) -> list[Layer]:
     if settings is None:
         return []
-    from penstock.llms.prices import cost_of, reserve, reserve_tokens
+    from penstock.config.spending import most_money, most_tokens
+    from penstock.llms.prices import cost_of
     from penstock.policies.budget import budget
 
     span = f" in {settings.window_s:g} s" if settings.window_s else ""
     layers: list[Layer] = []
     if settings.tokens is not None:
-        policy = budget(settings.tokens, estimate=reserve_tokens, window_s=settings.window_s)
+        policy = budget(settings.tokens, estimate=most_tokens(candidates), window_s=settings.window_s)
         layers.append(Layer(f"budget {settings.tokens} tokens{span}", policy))
     if settings.usd is not None:
-        info = None if llm is None else llm.info
-        estimate: Callable[[Any], Any] | None = None
-        if info is not None and info.price is not None:
-            estimate = reserve(info.price, max_output=info.max_output_tokens)
+        estimate = most_money(candidates)
         policy = budget(settings.usd, cost=cost_of, estimate=estimate, window_s=settings.window_s)
         layers.append(Layer(f"budget {settings.usd} USD{span}", policy))
     return layers

@@ -71,6 +71,11 @@ def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _placed(llm: str, folder: Path) -> str:
+    provider, name = split(llm)
+    return f"{provider}:{folder / name}" if provider == REPLAY else llm
+
+
 class RetrySettings(Section):
     """How often a call is tried, the first time included, and how long is waited in between, in seconds."""
 
@@ -158,8 +163,8 @@ class ModelSettings(Section):
 
     def placed(self, folder: Path) -> ModelSettings:
         """The same model with the recordings it is answered from found from a folder."""
-        provider, name = split(self.llm)
-        return self.model_copy(update={"llm": f"{provider}:{folder / name}"}) if provider == REPLAY else self
+        others = [one.model_copy(update={"llm": one.llm and _placed(one.llm, folder)}) for one in self.deployments]
+        return self.model_copy(update={"llm": _placed(self.llm, folder), "deployments": tuple(others)})
 
     def deployed(self, deployment: DeploymentSettings) -> ModelSettings:
         """This model at one of its deployments; a key, an address and headers stay with the service they are for."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import SecretStr
 
-from penstock.config.models import DEMO, ModelSettings
+from penstock.config.models import DEMO, REPLAY, ModelSettings
 from penstock.config.values import check_address, one_line
 from penstock.errors import ConfigError, MissingExtra, UsageError
 from penstock.llms import LLMS
@@ -120,8 +120,10 @@ def offered_llm(model: ModelSettings) -> BaseLlm:
 
 def known_price(model: ModelSettings) -> Price | None:
     """What a configured model costs: as written, else as the table of models says."""
-    from penstock.llms.prices import Price, price_of
+    from penstock.llms.prices import FREE, Price, price_of
 
+    if split(model.llm)[0] in (DEMO, REPLAY):
+        return FREE
     written = model.price
     if written is not None:
         return Price(written.input, written.output, written.cached_input, written.cache_write)
@@ -131,7 +133,7 @@ def known_price(model: ModelSettings) -> Price | None:
 def lacks_key(model: ModelSettings, env: Mapping[str, str]) -> str:
     """The variable that would give a configured model its key, when it has none and its service needs one."""
     row = SERVICES.get(split(model.llm)[0])
-    if row is None or row.local or model.api_key or model.base_url or "authorization" in model.headers:
+    if row is None or row.local or model.api_key or model.base_url or row.key_header in model.headers:
         return ""
     return "" if _first(env, row.key_envs) or _variable(env, row.base_env) else row.key_env
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from penstock.errors import LlmError, MissingExtra, UsageError
+from penstock.errors import BadRequest, LlmError, MissingExtra, UsageError
 from penstock.llms.answer import Answer
 from penstock.llms.base import BaseLlm, accounted
 from penstock.llms.failures import Who, from_status
@@ -32,6 +32,39 @@ if TYPE_CHECKING:
     from penstock.policies import Policy
 
 ANYWHERE = "https://any.invalid"
+FORWARDED = frozenset(
+    (
+        "audio",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "metadata",
+        "modalities",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "reasoning_effort",
+        "response_format",
+        "seed",
+        "service_tier",
+        "stop",
+        "stream_options",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+        "web_search_options",
+    )
+)
+"""What a request may hold: the package reads further fields as addresses, keys and other models to call."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -91,6 +124,11 @@ class Litellm(BaseLlm):
             raise answer.with_partial(_translated(error, self._who)) from error
 
     def _fields(self, request: ChatRequest) -> dict[str, Any]:
+        for name in request.params:
+            if name not in FORWARDED:
+                error = BadRequest(f"{name!r} is not passed on to LiteLLM", provider=self.provider, status=400)
+                error.param, error.code = name, "unsupported_parameter"
+                raise error
         fields: dict[str, Any] = {**self.params, **request.params, **self._where}
         fields |= {"model": self.model, "messages": list(request.messages), "stream": request.stream}
         if request.stream:
@@ -139,7 +177,8 @@ def _translated(error: Any, who: Who) -> LlmError:
     """The error of LiteLLM as its status and kind say."""
     kind = type(error).__name__
     code = {"ContextWindowExceededError": "context_length_exceeded", "ContentPolicyViolationError": "content_filter"}
-    said = {"message": getattr(error, "message", str(error)), "code": code.get(kind), "type": kind}
+    message = str(getattr(error, "message", error)).partition("Traceback (most recent call last)")[0].strip()
+    said = {"message": message, "code": code.get(kind), "type": kind}
     told: Mapping[str, Any] = getattr(error, "litellm_response_headers", None) or {}
     headers = {name.lower(): str(value) for name, value in told.items()}
     return from_status(getattr(error, "status_code", None) or 503, headers, _encode({"error": said}), who=who)

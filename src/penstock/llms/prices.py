@@ -154,14 +154,9 @@ def reserve(price: Price, *, max_output: int | None = None) -> Callable[[ChatReq
     return most
 
 
-def reserve_tokens(request: ChatRequest) -> int:
-    """The tokens that a request may use at most: the `estimate` of a `budget` in tokens.
-
-    Counted as by `reserve`; a model named `provider:model` answers at the length that the table knows of it.
-    """
-    provider, _, model = request.model.partition(":")
-    info = model_info(provider, model)
-    return _prompt_tokens(request) + _completion_tokens(request, info.max_output_tokens if info else None)
+def reserve_tokens(request: ChatRequest, *, max_output: int | None = None) -> int:
+    """The tokens that a request may use at most, counted as by `reserve`: the `estimate` of a `budget` in tokens."""
+    return _prompt_tokens(request) + _completion_tokens(request, max_output)
 
 
 def _prompt_tokens(request: ChatRequest) -> int:

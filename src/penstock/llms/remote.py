@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
     from penstock.policies import Policy
 
+SAME = (
+    frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens")),
+    frozenset(("reasoning_effort", "reasoning", "thinking")),
+    frozenset(("stop", "stop_sequences")),
+)
+"""Fields that say the same: a request that holds one replaces a default that is written as another."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -130,8 +136,12 @@ class RemoteLlm(BaseLlm, ABC):
         return Target(f"{self.base_url}{path}", self.provider, self.limits)
 
     def _fields(self, request: ChatRequest) -> dict[str, Any]:
-        """The fields of a request over the defaults, without its model and messages."""
-        return {**self.params, **request.params}
+        """The fields of a request over the defaults, without its model and messages; one word of several counts."""
+        if not self.params:
+            return dict(request.params)
+        said = request.params.keys()
+        meant = {name for words in SAME for name in words if not said.isdisjoint(words)}
+        return {**{name: value for name, value in self.params.items() if name not in meant}, **request.params}
 
     def _encoded(self, fields: Any) -> bytes:
         try:

@@ -37,7 +37,10 @@ class _Hold:
     def count(self, event: Event) -> None:
         """Spend what an event says."""
         if isinstance(event, Used):
-            if (cost := self._account.cost(event)) is None:
+            cost = self._account.cost(event)
+            if cost is None:
+                cost = self._estimate  # as much as it may have cost at most
+            if cost is None:
                 self.priced = False
                 self._account.lose(event.model)
                 return
