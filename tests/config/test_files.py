@@ -260,7 +260,7 @@ def test_a_key_of_digits_from_a_variable_is_text(tmp_path: Path) -> None:
 
 
 def test_a_merged_mapping_gives_its_keys(tmp_path: Path) -> None:
-    text = "models:\n  - &base {name: a, llm: "ollama:m", timeout_s: 5}\n  - {<<: *base, name: b}"
+    text = "models:\n  - &base {name: a, llm: 'ollama:m', timeout_s: 5}\n  - {<<: *base, name: b}"
     assert [(model.name, model.timeout_s) for model in load(written(tmp_path, text), {}).models] == [("a", 5), ("b", 5)]
 
 
