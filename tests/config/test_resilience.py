@@ -62,7 +62,7 @@ def test_the_order_is_one_and_is_shown(tmp_path: Path) -> None:
         "fallback to spare",
         "breaker after 3 failures for 9 s",
         "retry up to 2 attempts",
-        "balance 1 (openai), 2 (openai), cool-down 5 s",
+        "balance 1 (openai http://127.0.0.1:9/v1) weight 2, 2 (openai http://127.0.0.1:8/v1) weight 1, cool-down 5 s",
         "faults 429 once",
         "timeout 600 s, idle 60 s, connect 10 s",
         "openai:gpt-5-mini",
@@ -192,6 +192,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "api of another wire": ("{name: fast, llm: anthropic:c,\n     api: responses}", "api", "one wire of its own"),
     "cool-down of nothing": (f"{DEMO}\n     cooldown_s: 5}}", "cooldown_s", "only deployments cool down"),
     "address of the demo": (f"{DEMO}\n     base_url: http://127.0.0.1:9}}", "base_url", "does not take 'base_url'"),
+    "price of the demo": (f"{DEMO}\n     price: {{input: 1, output: 1}}}}", "price", "does not take 'price'"),
     "no recordings": ("{name: fast,\n     llm: replay:nowhere}", "llm", "nowhere"),
 }
 
@@ -226,6 +227,24 @@ async def test_recordings_are_made_and_served(upstream: Upstream, tmp_path: Path
     assert [row.id for row in await served.models()] == ["fast"]
     assert (await execute(served.find("fast"), ASK)).content == said.content
     assert len(upstream.chats) == 1
+
+
+def test_what_is_replayed_needs_no_key(tmp_path: Path) -> None:
+    (tmp_path / "penstock.yaml").write_text("models:\n  - {name: fast, llm: openai:m, api_key: '${NO_SUCH_KEY}'}\n")
+    assert not load(str(tmp_path / "penstock.yaml"), {}, overrides={"recordings": {"replay": "taken"}}).models
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
+        load(str(tmp_path / "penstock.yaml"), {})
+
+
+def test_notices_name_what_is_missing_and_what_fails_on_purpose(tmp_path: Path) -> None:
+    text = (
+        "models:\n  - {name: fast, llm: anthropic:c, faults: 429 once,\n"
+        "     deployments: [{api_key: sk-test-key-1}, {llm: openai:m}]}\n"
+    )
+    assert catalog(tmp_path, text).notices == [
+        "the model 'fast' has no api_key, and OPENAI_API_KEY is not set",
+        "the model 'fast' fails on purpose: 429 once",
+    ]
 
 
 def test_the_command_line_says_where_recordings_go(tmp_path: Path) -> None:

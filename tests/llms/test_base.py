@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from penstock.errors import LimitReached
-from penstock.events import Chunks, Event, Text
+from penstock.events import Chunks, Event, Used, Text
 from penstock.llms import LLMS
 from penstock.llms.base import BaseLlm
 from penstock.messages import ChatReply, ChatRequest, Choice, Message, text_of
@@ -70,7 +70,10 @@ async def test_text_alone_streams_as_one_piece() -> None:
     request = ChatRequest.of("hi", temperature=0.5)
     reply = await execute(Answers(model="m"), request, heard.append)
     assert (reply.content, reply.model, reply.finish_reason) == ("1 messages, {'temperature': 0.5}", "m", "stop")
-    chunks, end = heard
+    chunks, used, end = heard
+    assert isinstance(used, Used)
+    assert (used.usage, used.usage.partial, used.cost) == (reply.usage, True, None)
+    assert used.usage.completion == 8  # a token for four bytes
     assert isinstance(chunks, Chunks)
     assert chunks.text == reply.content
     assert end == Finished(reply)

@@ -9,9 +9,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
-from tests.rig.serving import ROOT
+import httpx
+
+from penstock.config import Catalog, load
+from penstock.server.app import App
+from tests.rig.serving import ROOT, serve_asgi
 from tests.rig.upstream import Plain, Stream, Upstream, completion, text_stream, usage_of
 from tests.server.gateway import NO_DRAIN, access_log, chat, gateway, gateway_process
 
@@ -81,6 +86,23 @@ async def test_a_model_name_cannot_forge_a_line_of_the_server(upstream: Upstream
         lines = [line for line in served.process.stderr().splitlines() if " id=req_" in line]
     assert len(lines) == 1
     assert f"model={FORGED!r}" in lines[0]
+
+
+async def test_what_went_wrong_on_the_way_is_logged(upstream: Upstream, tmp_path: Path) -> None:
+    (tmp_path / "penstock.yaml").write_text(
+        "models:\n"
+        f"  - {{name: fast, llm: openai:m, base_url: {upstream.base_url!r}, fallback: [spare], faults: 503 always,\n"
+        "     retry: {attempts: 3, base_s: 0.001}}\n"
+        "  - {name: spare, llm: demo}\n"
+    )
+    app = App(Catalog(load(str(tmp_path / "penstock.yaml"), {}), {}))
+    with access_log() as log, serve_asgi(app) as base_url:
+        body = {"model": "fast", "messages": [{"role": "user", "content": "Hi"}]}
+        async with httpx.AsyncClient() as client:
+            assert (await client.post(f"{base_url}/v1/chat/completions", json=body)).status_code == 200
+        fields = await log.row()
+    assert (fields["llm"], fields["retries"]) == ("demo:penstock-demo", 2)
+    assert fields["switched"] == "to spare after Unavailable"
 
 
 def words(lines: list[str]) -> list[str]:

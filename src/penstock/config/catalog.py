@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -109,8 +109,7 @@ class Catalog:
         self._by_llm: dict[tuple[str, str], Served] = {}
         for model in settings.models if models else ():
             self._by_llm.setdefault(split(model.llm), self._configured[model.name])
-            if key := lacks_key(model, env):
-                self.notices.append(f"the model {model.name!r} has no api_key, and {key} is not set")
+            self.notices += _notices(model, env)
         self._bound = lru_cache(maxsize=BOUND_NAMES)(self._bind)
 
     @property
@@ -224,6 +223,15 @@ class Catalog:
         """A provider's model by a name that `find` leads to it: its own where that is clear."""
         clear = len(self._providers) == 1 and split(model)[0] not in self._providers
         return model if clear else f"{provider}:{model}"
+
+
+def _notices(model: ModelSettings, env: Mapping[str, str]) -> Iterator[str]:
+    places = [model.deployed(deployment) for deployment in model.deployments] or [model]
+    for key in dict.fromkeys(lacks_key(place, env) for place in places):
+        if key:
+            yield f"the model {model.name!r} has no api_key, and {key} is not set"
+    if model.faults:
+        yield f"the model {model.name!r} fails on purpose: {', '.join(model.faults)}"
 
 
 def _llms(model: ModelSettings, env: Mapping[str, str]) -> tuple[BaseLlm, ...]:

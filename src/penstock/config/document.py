@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -59,14 +59,19 @@ def dotted(path: Path) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
-def read(text: str, *, file: str, env: Mapping[str, str]) -> Document:
-    """Read one YAML document; raises `ConfigError` for what cannot be read and for a missing variable."""
+def read(text: str, *, file: str, env: Mapping[str, str], without: Collection[str] = ()) -> Document:
+    """Read one YAML document, `without` some of its sections; raises `ConfigError` for what cannot be read.
+
+    A variable that is missing is one of these things.
+    """
     try:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
                 return Document({}, {})
+            if isinstance(node, yaml.MappingNode):
+                node.value = [(key, item) for key, item in node.value if key.value not in without]
             reader = _Reader(loader, file, env)
             return Document(reader.value(node, ()), reader.lines)
         finally:

@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 
 DEFAULT = "penstock.yaml"
 COMMAND_LINE = "command line"
-_WHERE = ("api", "api_key", "base_url", "headers", "params", "timeout_s", "idle_timeout_s", "connect_timeout_s")
+_WHERE = (
+    "api",
+    "api_key",
+    "base_url",
+    "headers",
+    "params",
+    "price",
+    "timeout_s",
+    "idle_timeout_s",
+    "connect_timeout_s",
+)
 _UNBUILT: dict[tuple[str, ...], tuple[str, ...]] = {
     (): ("agents", "mcpServers"),
     ("store",): ("url",),
@@ -37,7 +47,10 @@ def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, An
     section `server`, and under "recordings" those of that section, as the command line does. Raises `ConfigError`.
     """
     file = path if path is not None else DEFAULT if FilePath(DEFAULT).is_file() else None
-    document = Document({}, {}) if file is None else read(_text(file), file=file, env=env)
+    written = dict(overrides or {})
+    recordings = written.pop("recordings", {})
+    unused = ("models",) if recordings.get("replay") else ()
+    document = Document({}, {}) if file is None else read(_text(file), file=file, env=env, without=unused)
     source = _Source(document, file or DEFAULT)
     settings = _placed(source.validated(), FilePath(file or DEFAULT).parent)
     source.refuse_doubles("models", [model.name for model in settings.models])
@@ -49,8 +62,7 @@ def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, An
     source.refuse_doubles("tools", [tool.name for tool in settings.tools])
     permissions = source.check_tools(settings, env)
     source.check_scopes(settings, {*SCOPES, *permissions})
-    written = dict(overrides or {})
-    settings = settings.model_copy(update={"recordings": _recordings(settings, written.pop("recordings", {}))})
+    settings = settings.model_copy(update={"recordings": _recordings(settings, recordings)})
     server = _overridden(settings.server, written)
     if not server.loopback and not settings.auth.tokens:
         problem = (

@@ -93,15 +93,17 @@ def deployed(model: ModelSettings, llms: Sequence[BaseLlm]) -> tuple[Chat, tuple
         return placed[0], tuple(texts)
     from penstock.policies.balance import Deployment, balance
 
-    names = [_place(number, llm) for number, llm in enumerate(llms)]
+    names = [f"{number + 1} ({_where(llm)})" for number, llm in enumerate(llms)]
     weights = [deployment.weight for deployment in model.deployments]
     rows = [Deployment(*row) for row in zip(names, placed, weights, strict=True)]
-    texts.insert(0, f"balance {', '.join(names)}, cool-down {model.cooldown_s:g} s")
+    shown = ", ".join(f"{name} weight {weight:g}" for name, weight in zip(names, weights, strict=True))
+    texts.insert(0, f"balance {shown}, cool-down {model.cooldown_s:g} s")
     return balance(rows, cooldown_s=model.cooldown_s), tuple(texts)
 
 
-def _place(number: int, llm: BaseLlm) -> str:
-    return f"{number + 1} ({llm.provider})"
+def _where(llm: BaseLlm) -> str:
+    address: str = getattr(llm, "base_url", "")
+    return f"{llm.provider} {address}".strip()
 
 
 def _patience(llm: BaseLlm) -> dict[str, float]:

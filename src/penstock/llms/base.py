@@ -10,8 +10,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from penstock.events import Chunks
-from penstock.llms.prices import ModelInfo, Price, model_info
+from penstock.events import Chunks, Used
+from penstock.llms.prices import BYTES_A_TOKEN, ModelInfo, Price, model_info, prompt_tokens
 from penstock.messages import ChatReply, ChatRequest, Choice, Chunk, ChunkChoice, Delta, Message, Usage
 from penstock.policies import Policy, wrap
 from penstock.run import Executor, Run, execute
@@ -49,12 +49,22 @@ class BaseLlm:
         return f"{type(self).__name__}(model={self.model!r})"
 
     async def __call__(self, request: ChatRequest, run: Run, /) -> ChatReply:
-        """Answer a request; a class of its own tells `Chunks` as they come, and `Used` once."""
+        """Answer a request; a class of its own tells `Chunks` as they come, and `Used` once.
+
+        Of a class that gives the text alone the tokens are estimated, a token for four bytes.
+        """
         text = await self.generate_content_async(request.messages, **request.params)
         model = self.model or request.model
         choice = ChunkChoice(delta=Delta(role="assistant", content=text), finish_reason="stop")
-        await run.emit(Chunks(views=[Chunk(choices=[choice], model=model)]))
-        return ChatReply(model=model, choices=(Choice(content=text, finish_reason="stop"),))
+        prompt, completion = prompt_tokens(request), -(-len(text.encode()) // BYTES_A_TOKEN)
+        usage = Usage(prompt, completion, prompt + completion, partial=True)
+        async with accounted(functools.partial(run.emit, self._used(request, usage))):
+            await run.emit(Chunks(views=[Chunk(choices=[choice], model=model)]))
+        return ChatReply(model=model, choices=(Choice(content=text, finish_reason="stop"),), usage=usage)
+
+    def _used(self, request: ChatRequest, usage: Usage) -> Used:
+        model = self.model or request.model
+        return Used(usage=usage, model=model, provider=self.provider, cost=self.cost(request, usage))
 
     @property
     def info(self) -> ModelInfo | None:

@@ -17,7 +17,7 @@ from penstock.events import Used
 from penstock.llms.services import SERVICES
 from penstock.messages import ChatRequest, PromptTokens, Usage
 
-PROMPT_BYTES_A_TOKEN = 4
+BYTES_A_TOKEN = 4
 USUAL_OUTPUT = 4096
 IMAGE_TOKENS = 2000
 LONGEST_NAME = 200
@@ -147,7 +147,7 @@ def reserve(price: Price, *, max_output: int | None = None) -> Callable[[ChatReq
     """
 
     def most(request: ChatRequest) -> Decimal:
-        prompt, completion = _prompt_tokens(request), _completion_tokens(request, max_output)
+        prompt, completion = prompt_tokens(request), _completion_tokens(request, max_output)
         ways = (None, PromptTokens(cache_write_tokens=prompt))
         return max(price.cost(Usage(prompt, completion, prompt_tokens_details=way)) for way in ways)
 
@@ -156,10 +156,11 @@ def reserve(price: Price, *, max_output: int | None = None) -> Callable[[ChatReq
 
 def reserve_tokens(request: ChatRequest, *, max_output: int | None = None) -> int:
     """The tokens that a request may use at most, counted as by `reserve`: the `estimate` of a `budget` in tokens."""
-    return _prompt_tokens(request) + _completion_tokens(request, max_output)
+    return prompt_tokens(request) + _completion_tokens(request, max_output)
 
 
-def _prompt_tokens(request: ChatRequest) -> int:
+def prompt_tokens(request: ChatRequest) -> int:
+    """The tokens of a request, estimated: one for four bytes, and a fixed number for each image in it."""
     body = request.data
     if body is None:
         try:
@@ -167,7 +168,7 @@ def _prompt_tokens(request: ChatRequest) -> int:
         except RecursionError:  # the service would refuse it, and be paid nothing
             return 0
     images = _EMBEDDED.findall(body)
-    return (len(body) - sum(map(len, images))) // PROMPT_BYTES_A_TOKEN + len(images) * IMAGE_TOKENS
+    return (len(body) - sum(map(len, images))) // BYTES_A_TOKEN + len(images) * IMAGE_TOKENS
 
 
 def _completion_tokens(request: ChatRequest, usual: int | None) -> int:

@@ -19,7 +19,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from penstock.errors import PenstockError, ToolFailed
-from penstock.events import Chunks, Event, Fold, Told, Used, summed
+from penstock.events import Chunks, Event, Fold, Retrying, Switched, Told, Used, summed
 from penstock.messages import Usage
 from penstock.outcome import Cancelled, Outcome
 from penstock.root import Closing
@@ -40,7 +40,8 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
 
     Streams server-sent events when `request.stream` is true (for a request without that field, always), else one JSON
     body. With `render`, the answer is `render(result)`, which is JSON too. `headers` are added to the answer. What is
-    told of the end is in `status`, `outcome`, `usage` and `cost` afterwards.
+    told of the end is in `status`, `outcome`, `usage` and `cost` afterwards, what the way there was in `llm` (which one
+    answered), `retries` and `switched`.
     """
 
     def __init__(  # the arguments of `execute`, and how to answer  # noqa: PLR0913
@@ -67,6 +68,9 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
         self.usage = Usage()
         self.cost: Decimal | None = Decimal(0)
         self.ttft_s: float | None = None
+        self.llm = ""
+        self.retries = 0
+        self.switched: list[str] = []
         self.outcome: Outcome[Any] = Cancelled("not started")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,12 +112,19 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
             await sink.fail(error)
 
     def _counted(self, executor: Executor[Any, Any]) -> Executor[Any, Any]:
-        """The executor with its usage heard also when its client hears nothing any more."""
+        """The executor with its usage and its detours heard also when its client hears nothing any more."""
 
         def count(event: Event) -> None:
+            if isinstance(event, Chunks):
+                return
             if isinstance(event, Used):
                 self.usage, self.ttft_s = self.usage + event.usage, event.ttft_s
                 self.cost = summed(self.cost, event)
+                self.llm = f"{event.provider}:{event.model}"
+            elif isinstance(event, Retrying):
+                self.retries += 1
+            elif isinstance(event, Switched):
+                self.switched.append(f"to {event.to} after {type(event.error).__name__}")
 
         async def call(request: Any, run: Run, /) -> Any:
             return await executor(request, run.listening(count))

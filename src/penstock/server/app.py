@@ -274,6 +274,8 @@ def _log(  # the facts of one request  # noqa: PLR0913
         usage = answer.usage
         if answer.ttft_s is not None:
             fields["ttft_ms"] = round(answer.ttft_s * 1000, 1)
+        fields |= {"llm": answer.llm or None, "retries": answer.retries or None}
+        fields["switched"] = ", ".join(answer.switched) or None
         if usage.total or answer.rendering is None:
             fields |= {"in": usage.prompt, "out": usage.completion, "partial": True if usage.partial else None}
             fields["cost_usd"] = answer.cost

@@ -189,7 +189,8 @@ def answer_of(error: BaseException) -> Answer:
         code = "budget_exhausted" if error.limit in {"budget", "tokens", "money"} else code
     elif isinstance(error, ToolError):
         code, param = error.code, "arguments" if isinstance(error, BadArguments) else None
-    if status in {429, 503} and retry_after is None:
+    spent = isinstance(error, LimitReached) and error.limit == "budget"  # no wait helps, unless one was said
+    if status in {429, 503} and retry_after is None and not spent:
         retry_after = 1.0
     body = {"message": message, "type": kind, "param": param, "code": code}
     if isinstance(error, ToolError) and error.details is not None:
