@@ -10,7 +10,7 @@ from rich.console import Console
 
 from benchmarks.table import show
 
-BENCHMARKS = ("contract", "gateway", "start", "tools", "wires")
+BENCHMARKS = ("contract", "gateway", "start", "tasks", "tools", "wires")
 QUICK = "--quick"
 
 
