@@ -1,0 +1,246 @@
+"""`Log`: the tables of a journal, where the last change of a step in the log of its run is its state."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from time import time
+from typing import Any
+
+import msgspec
+
+from penstock.errors import Conflict, PenstockError, StoreFailed, UsageError
+from penstock.store.commits import Table
+from penstock.store.files import Owner, Schema
+from penstock.store.steps import ABSENT, BEGUN, PENDING, RESUMED, ROLLED_BACK, Logged, RunRow, Step, Transitions
+
+SPAN = 1 << 32  # an entry's key is its run's number times this, plus its offset: the log of a run lies together
+SCHEMA = Schema(
+    "journal",
+    mark=0x506E7374,
+    migrations=(
+        (
+            "CREATE TABLE runs (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, spec BLOB NOT NULL, at REAL)",
+            "CREATE TABLE claims (run INTEGER PRIMARY KEY, owner TEXT NOT NULL)",
+            "CREATE TABLE log (id INTEGER PRIMARY KEY, at REAL, step TEXT, state TEXT, kind TEXT, value BLOB)",
+        ),
+    ),
+)
+INSERT = "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)"
+AT_ONCE = [INSERT + ", (?, ?, ?, ?, ?, ?)" * more for more in range(16)]  # one statement needs no BEGIN and COMMIT
+RUNS = f"""
+SELECT name, spec, at,
+    (SELECT log.id FROM log WHERE log.id < (runs.id + 1) * {SPAN} ORDER BY log.id DESC LIMIT 1) % {SPAN}
+FROM runs ORDER BY id
+"""  # noqa: S608
+
+Row = tuple[str | None, str | None, str | None, bytes | None]
+"""Step, state, kind and value of an entry."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A run that is written here: its number, and what a write is checked against."""
+
+    number: int
+    transitions: Transitions
+    states: dict[str, str] = field(default_factory=dict)
+    offset: int = 0
+
+    def follow(self, rows: Sequence[Row]) -> dict[str, str]:
+        """Take the states of the rows, and give those from before. Raises `UsageError` where one may not follow."""
+        before: dict[str, str] = {}
+        for step, state, _, _ in rows:
+            if step is None or state is None:
+                continue
+            now = self.states.get(step, ABSENT)
+            if state not in self.transitions.get(now, ()):
+                self.states.update(before)
+                legal = ", ".join(sorted(self.transitions.get(now, ()))) or "nothing"
+                raise UsageError(f"the step {step!r} is {now!r} and may not become {state!r}: legal is {legal}")
+            before.setdefault(step, now)
+            self.states[step] = state
+        return before
+
+
+class Log(Table):
+    """The open file of a journal. What is refused is an error for an answer, and writes nothing."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path, *, inline: bool) -> None:
+        super().__init__(db)
+        self._path = path
+        self._owner: Owner | None = None
+        self._held: dict[str, _Held] = {}
+        self._rows: list[tuple[Any, ...]] = []
+        self._undo: list[tuple[_Held, int, dict[str, str]]] = []
+        self._begun: list[str] = []
+        if inline:  # a checkpoint waits for the disk: the thread makes them
+            db.execute("PRAGMA wal_autocheckpoint = 0")
+
+    def together(self, calls: Sequence[Callable[[Any], Any]]) -> list[Any]:
+        """The answers of all calls, made in one transaction; what they changed here is undone when it fails."""
+        try:
+            answers = [call(self) for call in calls]
+            self._insert()
+            if self._db.in_transaction:
+                self._db.execute("COMMIT")
+            self._undo.clear()
+            self._begun.clear()
+        finally:
+            if self._undo or self._begun or self._db.in_transaction:
+                self._restore()
+        return answers
+
+    def _start(self) -> None:
+        """Be in a transaction that has what is noted by now."""
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN IMMEDIATE")
+        self._insert()
+
+    def _insert(self) -> None:
+        rows, self._rows = self._rows, []
+        if not rows:
+            return
+        self.pages += 2 + len(rows) // 64 + sum(len(row[-1]) for row in rows if row[-1]) // 2048
+        if len(rows) > len(AT_ONCE):
+            self._start()
+            self._db.executemany(INSERT, rows)
+        else:
+            self._db.execute(AT_ONCE[len(rows) - 1], [*chain.from_iterable(rows)])
+
+    def _restore(self) -> None:
+        self._rows.clear()
+        while self._undo:
+            held, offset, before = self._undo.pop()
+            held.offset = offset
+            held.states.update(before)
+        while self._begun:
+            self._held.pop(self._begun.pop(), None)
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def nothing(self) -> None:
+        """Answer that the file is open."""
+
+    def begin(self, run: str, spec: bytes, steps: bytes, transitions: Transitions) -> dict[str, Step] | Conflict:
+        """Claim a run, which is made where it is not there, and give its steps; those to begin with come as JSON."""
+        self._start()
+        own = self._owner = self._owner or Owner(self._path)
+        found = self._db.execute(
+            "SELECT id, spec, owner FROM runs LEFT JOIN claims ON claims.run = runs.id WHERE name = ?", (run,)
+        ).fetchone()
+        if found is None:
+            number = self._db.execute("INSERT INTO runs VALUES (NULL, ?, ?, ?)", (run, spec, time())).lastrowid or 0
+            known, offset = dict.fromkeys(decoded(steps), Step(PENDING)), 0
+        else:
+            number, written, owner = found
+            if written != spec:
+                text = f"the run {run!r} was begun with another spec: begin this one under another name"
+                return Conflict(text, code="idempotency_conflict")
+            if run in self._held or (owner and owner != own.name and own.lives(owner)):
+                text = f"the run {run!r} is held by the process {own.process(owner)}: wait for it, or stop it"
+                return Conflict(text, code="in_progress")
+            known, offset = folded(self._db, number), self._last(number)
+        self._db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (number, own.name))
+        self._held[run] = held = _Held(number, transitions, {step: at.state for step, at in known.items()}, offset)
+        self._begun.append(run)
+        self._note(held, [(None, None, RESUMED, None) if offset else (None, None, BEGUN, steps)])
+        return known
+
+    def release(self, run: str) -> None:
+        """Drop the claim of a run."""
+        self._start()
+        if (held := self._held.get(run)) and self._owner:
+            self._db.execute("DELETE FROM claims WHERE run = ? AND owner = ?", (held.number, self._owner.name))
+            del self._held[run]
+
+    def write(self, run: str, rows: list[Row]) -> int | PenstockError:
+        """Note entries, and give the last offset."""
+        if (held := self._held.get(run)) is None:
+            return _not_held(run)
+        offset = held.offset
+        try:
+            before = held.follow(rows)
+        except UsageError as error:
+            return error
+        self._undo.append((held, offset, before))
+        self._note(held, rows)
+        return held.offset
+
+    def rollback(self, run: str, offset: int) -> dict[str, Step] | UsageError:
+        """Note the states and values of an earlier offset again, and give the steps."""
+        if (held := self._held.get(run)) is None:
+            return _not_held(run)
+        if not 0 < offset <= held.offset:
+            return UsageError(f"the run {run!r} has no offset {offset!r}: give one from 1 to {held.offset}")
+        self._start()
+        then, now = folded(self._db, held.number, offset), folded(self._db, held.number)
+        back = {step: then.get(step, Step(ABSENT)) for step in now}
+        rows = [(step, to.state, None, encoded(to.value)) for step, to in back.items() if to != now[step]]
+        self._undo.append((held, held.offset, dict(held.states)))
+        held.states.update((step, to.state) for step, to in back.items())
+        self._note(held, [(None, None, ROLLED_BACK, encoded({"to": offset})), *rows])
+        return back
+
+    def close(self) -> None:
+        """Close the file; the claims end with their owner."""
+        super().close()
+        if self._owner:
+            self._owner.close()
+
+    def _note(self, held: _Held, rows: Sequence[Row]) -> None:
+        at, first = time(), held.number * SPAN + held.offset + 1
+        self._rows += ((key, at, *row) for key, row in enumerate(rows, first))
+        held.offset += len(rows)
+
+    def _last(self, number: int) -> int:
+        last = "SELECT id FROM log WHERE id < ? ORDER BY id DESC LIMIT 1"
+        return int(self._db.execute(last, ((number + 1) * SPAN,)).fetchone()[0]) % SPAN
+
+
+def folded(db: sqlite3.Connection, number: int, upto: int = SPAN - 1) -> dict[str, Step]:
+    """How the steps of a run stand at an offset, in the order in which they were named; those `absent` by then too."""
+    first = number * SPAN
+    (begun,) = db.execute("SELECT value FROM log WHERE id = ?", (first + 1,)).fetchone()
+    steps = dict.fromkeys(decoded(begun), Step(PENDING))
+    changes = "SELECT step, state, value FROM log WHERE id > ? AND id <= ? AND state IS NOT NULL ORDER BY id"
+    last = {row[0]: row for row in db.execute(changes, (first, first + upto))}
+    steps.update((step, Step(state, decoded(value))) for step, state, value in last.values())
+    return steps
+
+
+def entries(db: sqlite3.Connection, number: int, after: int, limit: int) -> list[Logged]:
+    """The log of a run behind an offset."""
+    behind = "SELECT * FROM log WHERE id > ? AND id < ? ORDER BY id LIMIT ?"
+    rows = db.execute(behind, (number * SPAN + after, (number + 1) * SPAN, limit))
+    return [Logged(key % SPAN, at, step, state, kind, decoded(value)) for key, at, step, state, kind, value in rows]
+
+
+def listed(db: sqlite3.Connection) -> list[RunRow]:
+    """All runs, the oldest first."""
+    return [RunRow(name, decoded(spec), at, offset) for name, spec, at, offset in db.execute(RUNS)]
+
+
+def encoded(value: Any) -> bytes | None:
+    """A value as JSON, its keys in order. Raises `UsageError` when it is none."""
+    if value is None:
+        return None
+    try:
+        return msgspec.json.encode(value, order="deterministic")
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise UsageError(f"{value!r:.80} cannot be written as JSON: {error}") from error
+
+
+def decoded(text: bytes | None) -> Any:
+    """The value of JSON that was written here. Raises `StoreFailed` when it was damaged."""
+    try:
+        return None if text is None else msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise StoreFailed(f"a journal holds {text!r:.80}, which is no JSON: restore it from a backup") from error
+
+
+def _not_held(run: str) -> UsageError:
+    return UsageError(f"the run {run!r} is not held here: `begin` it first")
