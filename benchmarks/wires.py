@@ -58,7 +58,7 @@ class Fed:
         limits = Limits()
         deadline = Deadline(limits.total_s, idle_s=limits.idle_s)
         reading = self._llm._reading(request)  # noqa: SLF001  # what a call does, without the socket
-        answer = Answer(Who(self._llm.provider), run, deadline, reading=reading, sent=100)
+        answer = Answer(Who(self._llm.provider), run, deadline, reading=reading, prompt=lambda: 9)
         async with deadline:
             return await answer.stream(Reads(self._events))
 

@@ -14,7 +14,7 @@ PenstockError                 retryable, retry_after: all that a retry asks for
 │   ├── Conflict              409
 │   └── TooLarge              413
 ├── LlmError                  the service said no, or nothing
-│   ├── Unauthorized          it does not accept the key
+│   ├── Unauthorized          it does not accept the key, the account or the model that is configured
 │   ├── BadRequest            it does not accept the request
 │   │   ├── TooLong           the context does not fit
 │   │   └── Refused           a content rule stopped it
@@ -148,7 +148,7 @@ class LlmError(PenstockError):
 
 
 class Unauthorized(LlmError):
-    """The service does not accept the configured key."""
+    """The service does not accept what is configured: the key, an account that can pay, or a model it has."""
 
 
 class BadRequest(LlmError):

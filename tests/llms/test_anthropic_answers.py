@@ -165,7 +165,7 @@ def test_tools_of_the_service_itself_are_not_a_clients() -> None:
     assert [entry["index"] for entry in reply.first.extra_content["anthropic"]["thinking"]] == [0, 1]
 
 
-@pytest.mark.parametrize(("value", "kept"), [("x", []), ([1, {"index": "x", "type": "thinking"}], ["thinking"])])
+@pytest.mark.parametrize(("value", "kept"), [("x", []), ([1, {**THOUGHT, "index": "x"}], ["thinking"])])
 async def test_state_that_a_client_has_spoiled_is_no_failure(upstream: Upstream, value: Any, kept: list[str]) -> None:
     upstream.script(Plain(message(SAID)))
     spoiled: Any = {"role": "assistant", "content": "Hi", "extra_content": {"anthropic": {"thinking": value}}}
@@ -313,7 +313,7 @@ SAYINGS: list[tuple[int, JsonObject, type[LlmError], str | None, bool]] = [
     (500, {"type": "api_error", "message": "Internal server error"}, Unavailable, None, True),
     (429, {"message": "x", "details": {"error_code": "contract_spend_limit_reached"}}, RateLimited,
      "contract_spend_limit_reached", False),
-    (402, {"type": "billing_error", "message": "pay"}, BadRequest, None, False),
+    (402, {"type": "billing_error", "message": "pay"}, Unauthorized, "billing_error", False),
 ]  # fmt: skip
 
 
@@ -350,6 +350,15 @@ def test_usage_counts_what_a_cache_gave_and_took() -> None:
     assert usage is not None
     assert (usage.prompt, usage.cached, usage.cache_written, usage.completion) == (42, 30, 7, 9)
     assert (usage.total, usage.reasoning, usage.partial) == (51, 0, False)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_counts_written_as_floats_are_counts(stream: bool) -> None:
+    counts = {"input_tokens": 5.0, "output_tokens": 2.0, "output_tokens_details": {"thinking_tokens": 1.0}}
+    said = message(SAID, usage=counts)
+    usage = (read(*streamed(said)) if stream else read_whole(said)).usage
+    assert usage is not None
+    assert repr((usage.prompt, usage.completion, usage.total, usage.reasoning)) == "(5, 2, 7, 1)"
 
 
 async def test_case_05_a_stall_ends_at_the_idle_limit(upstream: Upstream) -> None:

@@ -26,7 +26,15 @@ TOOL: dict[str, Any] = {
     "description": "Does weather.",
     "input_schema": WEATHER["function"]["parameters"],
 }
+CLOSED = {"additionalProperties": False}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "trip", "schema": SCHEMA, "description": "A trip."}}
+
+LIMITED = {"type": "object", "properties": {"days": {"type": "integer", "minimum": 1, "maximum": 5}}}
+TOLD = {
+    "type": "object",
+    "properties": {"days": {"type": "integer", "description": "(minimum: 1, maximum: 5)"}},
+    **CLOSED,
+}
 
 
 def sent(*messages: Any, model: str = "claude-opus-4-8", **params: Any) -> dict[str, Any]:
@@ -52,18 +60,22 @@ TRANSLATED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_tokens": 7}, {"max_tokens": 7}),
     ({"max_tokens": 7, "max_completion_tokens": 9}, {"max_tokens": 9}),
     ({"stop": "END"}, {"stop_sequences": ["END"]}),
+    ({"stop": ["", "END", "\n"]}, {"stop_sequences": ["END"]}),
+    ({"stop": " "}, {}),
     ({"stop": ["A", "B"], "stop_sequences": ["C"]}, {"stop_sequences": ["A", "B", "C"]}),
     ({"temperature": 0.5, "top_p": 0.9, "top_k": 40}, {"temperature": 0.5, "top_p": 0.9, "top_k": 40}),
     ({"user": "u-1"}, {"metadata": {"user_id": "u-1"}}),
     ({"user": "u-1", "safety_identifier": "s-1"}, {"metadata": {"user_id": "s-1"}}),
     ({"metadata": {"user_id": "m-1"}, "user": "u-1"}, {"metadata": {"user_id": "m-1"}}),
+    ({"metadata": {"team": "a", "user_id": "m-1"}}, {"metadata": {"user_id": "m-1"}}),
+    ({"metadata": {"team": "a"}}, {}),
     ({"service_tier": "auto"}, {"service_tier": "auto"}),
     ({"service_tier": "default"}, {"service_tier": "standard_only"}),
     ({"tools": [WEATHER]}, {"tools": [TOOL]}),
     ({"tools": [{**WEATHER, **CACHED}]}, {"tools": [{**TOOL, **CACHED}]}),
     (
         {"tools": [{"type": "function", "function": {"name": "now", "strict": True}}]},
-        {"tools": [{"name": "now", "strict": True, "input_schema": {"type": "object", "properties": {}}}]},
+        {"tools": [{"name": "now", "strict": True, "input_schema": {"type": "object", "properties": {}, **CLOSED}}]},
     ),
     (
         {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
@@ -96,6 +108,18 @@ TRANSLATED: list[tuple[dict[str, Any], dict[str, Any]]] = [
                 "effort": "low",
             }
         },
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": LIMITED}}},
+        {"output_config": {"format": {"type": "json_schema", "schema": TOLD}}},
+    ),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": LIMITED}}]},
+        {"tools": [{"name": "f", "strict": True, "input_schema": TOLD}]},
+    ),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "strict": False, "parameters": LIMITED}}]},
+        {"tools": [{"name": "f", "input_schema": LIMITED}]},
     ),
     ({"reasoning_effort": "none"}, {"thinking": {"type": "disabled"}}),
     (
@@ -159,10 +183,16 @@ REFUSED: list[tuple[str, Any]] = [
     ("reasoning_effort", ["low"]),
     ("tool_choice", {"type": "allowed_tools"}),
     ("tool_choice", "weather"),
+    ("tool_choice", {"type": "function", "function": 5}),
+    ("tool_choice", {"type": "function", "function": {"name": ["weather"]}}),
     ("response_format", {"type": "xml"}),
     ("response_format", "json"),
     ("response_format", {"type": "json_schema", "json_schema": {"name": "x"}}),
+    ("response_format", {"type": "json_schema", "json_schema": "x"}),
     ("tools", {"type": "function"}),
+    ("stop", 5),
+    ("stop", ["END", 5]),
+    ("metadata", "x"),
     ("system", 5),
 ]
 
@@ -181,6 +211,9 @@ def test_row_a8_what_the_wire_cannot_say_is_refused(name: str, value: Any) -> No
     [
         ({"type": "custom", "custom": {"name": "grammar"}}, "tools[1]"),
         ({"type": "function", "function": {"name": "f", "parameters": "x"}}, "tools[1].function.parameters"),
+        ({"type": "function", "function": {"name": 5}}, "tools[1].function.name"),
+        ({"type": "function", "function": "weather"}, "tools[1]"),
+        ("weather", "tools[1]"),
     ],
 )
 def test_row_a8_a_tool_that_cannot_be_offered_is_named(tool: Any, param: str) -> None:
@@ -221,6 +254,15 @@ def test_a_model_before_adaptive_thinking_gets_a_budget(model: str) -> None:
 def test_a_newer_model_gets_an_effort(model: str) -> None:
     body = sent(model=model, reasoning_effort="xhigh")
     assert (body["thinking"], body["output_config"]) == ({"type": "adaptive"}, {"effort": "xhigh"})
+
+
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [("claude-3-haiku-20240307", 4096), ("claude-3-5-sonnet-latest", 8192), ("claude-opus-4-8", DEFAULT_MAX_TOKENS)],
+)
+def test_an_answer_without_a_limit_ends_where_its_model_does(model: str, most: int) -> None:
+    assert sent(model=model)["max_tokens"] == sent(model=model, max_tokens=None)["max_tokens"] == most
+    assert sent(model=model, max_tokens=most + 1)["max_tokens"] == most + 1
 
 
 def test_system_messages_go_to_the_top_wherever_they_stand() -> None:
@@ -319,7 +361,7 @@ UNSAYABLE: list[tuple[Any, str]] = [
     ({"role": "user", "content": [{"type": "text", "text": "a"}, _file("eA==", "a.zip")]}, ".content[1]"),
     ({"role": "user", "content": [_file("data:text/plain;base64,/w==")]}, ".content[0]"),
     ({"role": "user", "content": [_file("data:text/plain,abc")]}, ".content[0]"),
-    ({"role": "user", "content": "Hello", "name": "Ann"}, ".name"),
+    ({"role": "user", "content": "Hello", "mood": "good"}, ".mood"),
     ({"role": "system", "content": [IMAGE]}, ""),
     ({"role": "function", "name": "f", "content": "x"}, ".role"),
     ({"role": "tool", "content": "x"}, ".tool_call_id"),

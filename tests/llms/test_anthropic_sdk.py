@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import ssl
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx2
+import pydantic
 import pytest
 from anthropic.types import Message as Read
 
 from penstock.errors import BadAnswer, BadRequest, LlmError, RateLimited, TooLong, Unauthorized, Unavailable
 from penstock.llms.anthropic import DEFAULT_MAX_TOKENS, Claude
+from penstock.llms.schemas import closed_schema
 from penstock.llms.transport import Limits
-from penstock.messages import ChatReply, ChatRequest
+from penstock.messages import ChatReply, ChatRequest, is_array, is_object
 from penstock.run import execute
 from tests.rig.native import SCENARIOS, Scenario, native_answer
 from tests.rig.native.anthropic import ID, REQUEST_ID
@@ -22,6 +26,8 @@ from tests.rig.native.scenarios import PARIS, PNG, SCHEMA, ZONE
 from tests.rig.upstream import Upstream
 
 KEY = "sk-ant-test-key"
+NO_ROOTS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""What a client of `http://` needs not load each time: the certificates of the world."""
 STOPS = {"end_turn": "stop", "max_tokens": "length", "tool_use": "tool_calls", "refusal": "content_filter"}
 ANSWERED = [name for name, scenario in SCENARIOS.items() if scenario.ends == "end" and scenario.failure is None]
 FAILED = {
@@ -96,8 +102,11 @@ def native(name: str) -> dict[str, Any]:
 async def sdk(upstream: Upstream) -> AsyncIterator[anthropic.AsyncAnthropic]:
     upstream.default = native_answer
     origin = upstream.base_url.removesuffix("/v1")
-    async with anthropic.AsyncAnthropic(base_url=origin, api_key=KEY, max_retries=0, timeout=0.2) as client:
-        yield client
+    client = anthropic.DefaultAsyncHttpxClient(verify=NO_ROOTS)
+    async with anthropic.AsyncAnthropic(
+        base_url=origin, api_key=KEY, max_retries=0, timeout=0.2, http_client=client
+    ) as asked:
+        yield asked
 
 
 async def sdk_reads(sdk: anthropic.AsyncAnthropic, name: str, *, stream: bool) -> Read:
@@ -218,3 +227,37 @@ async def test_case_04_what_the_sdk_raises_claude_raises_with_what_had_come(
     assert raised.value.partial.content == "one two three"
     assert raised.value.partial.usage.partial
     assert raised.value.partial.usage.prompt == SCENARIOS[name].usage[0]
+
+
+class Stop(pydantic.BaseModel):
+    """A place on a trip."""
+
+    city: str = pydantic.Field(min_length=1, description="Where.")
+    day: dt.date
+    nights: int = pydantic.Field(ge=1, le=30)
+
+
+class Trip(pydantic.BaseModel):
+    """Where to and with whom."""
+
+    stops: list[Stop] = pydantic.Field(min_length=2)
+    guests: list[str] = pydantic.Field(min_length=1)
+    kind: Literal["work", "fun"]
+    last: Stop | None
+
+
+def shape(schema: Any) -> Any:
+    """A schema without its words, and without the type that the values of an enum have anyway."""
+    if is_array(schema):
+        return [shape(one) for one in schema]
+    if not is_object(schema):
+        return schema
+    left_out = {"description", "type"} if "enum" in schema else {"description"}
+    return {key: shape(value) for key, value in schema.items() if key not in left_out}
+
+
+def test_row_c2_a_schema_has_the_shape_that_the_sdk_gives_it() -> None:
+    schema = Trip.model_json_schema()
+    made = closed_schema(schema, "response_format")
+    assert shape(made) == shape(anthropic.transform_schema(schema))
+    assert "minLength: 1" in made["$defs"]["Stop"]["properties"]["city"]["description"]

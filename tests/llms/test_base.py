@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from penstock.errors import LimitReached
-from penstock.events import Chunks, Event, Used, Text
+from penstock.events import Chunks, Event, Text, Used
 from penstock.llms import LLMS
 from penstock.llms.base import BaseLlm
 from penstock.messages import ChatReply, ChatRequest, Choice, Message, text_of

@@ -122,7 +122,7 @@ def test_case_08_odd_tool_calls_leave_in_order(case: str) -> None:
 ARGUMENTS = st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=6), max_size=3).map(json.dumps)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_case_08_every_interleaving_leaves_one_index_after_another(data: st.DataObject) -> None:
     arguments = data.draw(st.lists(ARGUMENTS, min_size=1, max_size=4))
@@ -239,6 +239,13 @@ def test_reasoning_stands_under_both_names(field: str) -> None:
     assert Canonical().repair(chunk)
     delta = chunk.choices[0].delta
     assert (delta.reasoning, delta.reasoning_content) == ("hm", "hm")
+
+
+def test_reasoning_in_details_is_told_by_its_text() -> None:
+    details = [{"type": "reasoning.text", "text": "h"}, {"type": "reasoning.encrypted", "data": "x"}, {"summary": "m"}]
+    chunk = view(reasoning_details=details)
+    assert Canonical().repair(chunk)
+    assert chunk.choices[0].delta.reasoning_content == "hm"
 
 
 def test_what_needs_nothing_is_not_touched() -> None:

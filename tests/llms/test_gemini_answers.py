@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -28,9 +29,23 @@ from penstock.run import execute
 from penstock.server.sse import chunk_json, reply_bytes
 from penstock.testing import Heard
 from tests.rig.upstream import Plain, Stream, Upstream
+from tests.rig.upstream import upstream as run_upstream
 
 Part = dict[str, Any]
 TYPE = "type.googleapis.com/google.rpc."
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Upstream]:
+    with run_upstream() as up:
+        yield up
+
+
+@pytest.fixture
+def upstream(served: Upstream) -> Upstream:
+    """One service for all tests of the module; each finds it without requests."""
+    served.requests.clear()
+    return served
 
 
 def candidate(*parts: Part, finish: str | None = None, index: int | None = None, **more: Any) -> dict[str, Any]:
@@ -77,7 +92,7 @@ async def test_case_4_a_reason_that_is_no_end_is_an_error(upstream: Upstream, re
     assert raised.value.code == reason
     assert "print(***" in raised.value.message
     assert "4f9a" not in raised.value.message
-    assert whole or raised.value.partial.content == "one "
+    assert raised.value.partial.content == ("two" if whole else "one two")
 
 
 async def test_an_unstreamed_answer_without_an_end_is_an_error(upstream: Upstream) -> None:
@@ -206,6 +221,81 @@ async def test_case_14_an_answer_that_breaks_off_is_billed_by_what_was_counted(u
     assert [event.usage for event in heard.events if isinstance(event, Used)] == [Usage(100, 9, 109, partial=True)]
 
 
+def ended(*steps: tuple[str | None, str | None, int]) -> list[dict[str, Any]]:
+    """One event for each step: its text, its reason to end, its candidate; the text `f()` is a call."""
+    parts: dict[str | None, list[Part]] = {"f()": [{"functionCall": {"name": "f"}}], None: []}
+    return [
+        answer(candidate(*parts.get(text, [{"text": text}]), finish=finish, index=index), usageMetadata=COUNTS)
+        for text, finish, index in steps
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "ends"),
+    [
+        ([("a", "STOP", 0), ("b", "STOP", 0), ("c", "STOP", 0)], {0: "stop"}),
+        ([(None, "STOP", 0), ("a", None, 0), (None, "STOP", 0)], {0: "stop"}),
+        ([("a", "STOP", 0), ("f()", "STOP", 0)], {0: "tool_calls"}),
+        ([("a", "STOP", 0), ("b", "MAX_TOKENS", 0)], {0: "length"}),
+        ([("a", "STOP", 0), (None, None, 0)], {0: "stop"}),
+        ([("a", "STOP", 0), ("x", "SAFETY", 1), ("b", "STOP", 0)], {0: "stop", 1: "content_filter"}),
+    ],
+)
+async def test_row_c2_each_candidate_ends_once_and_last(
+    upstream: Upstream, steps: list[tuple[str | None, str | None, int]], ends: dict[int, str]
+) -> None:
+    heard = Heard()
+    reply = await asked(upstream, *ended(*steps), heard=heard)
+    told = views(heard)
+    found = [(one.index, one.finish_reason) for view in told for one in view.choices if one.finish_reason]
+    assert found == [(one.index, one.finish_reason) for one in told[-1].choices] == [*ends.items()]
+    assert {one.index: one.finish_reason for one in reply.choices} == ends
+    assert reply.usage is not None
+    assert not reply.usage.partial
+
+
+@pytest.mark.parametrize("last", ["b", "f()"])
+async def test_case_4_a_stream_that_goes_on_after_its_end_and_stops_is_cut(upstream: Upstream, last: str) -> None:
+    with pytest.raises(BadAnswer, match="cut off"):
+        await asked(upstream, *ended(("a", "STOP", 0), (last, None, 0)))
+    with pytest.raises(BadAnswer, match="cut off"):
+        await asked(upstream, *ended(("a", "STOP", 0), (last, None, 1)))
+
+
+PAID = {"promptTokenCount": 50_000, "candidatesTokenCount": 5}
+MALFORMED = answer(candidate(finish="MALFORMED_FUNCTION_CALL"), usageMetadata=PAID)
+BROKEN = answer(candidate({"text": "all of it"}, finish="OTHER"), usageMetadata=PAID)
+BLOCKED = {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": PAID}
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("said", "kind", "text"),
+    [(MALFORMED, BadAnswer, ""), (BROKEN, BadAnswer, "all of it"), (BLOCKED, Refused, "")],
+    ids=["malformed call", "broken off", "blocked"],
+)
+async def test_case_14_what_a_failure_cost_is_told(
+    upstream: Upstream, said: dict[str, Any], kind: type[LlmError], text: str, whole: bool
+) -> None:
+    heard = Heard()
+    with pytest.raises(kind) as raised:
+        await asked(upstream, said, whole=whole, heard=heard)
+    assert type(raised.value) is kind
+    assert [event.usage for event in heard.events if isinstance(event, Used)] == [Usage(50_000, 5, 50_005)]
+    partial = getattr(raised.value, "partial", None)
+    assert (partial.content if partial else "") == text
+    assert heard.text == ("" if whole else text)
+
+
+@pytest.mark.parametrize("counts", [{}, {"trafficType": "ON_DEMAND"}, {"totalTokenCount": 9}])
+async def test_case_14_a_usage_without_counts_is_estimated(upstream: Upstream, counts: dict[str, Any]) -> None:
+    reply = await asked(upstream, answer(candidate({"text": "x"}, finish="STOP"), usageMetadata=counts))
+    assert reply.usage is not None
+    assert reply.usage.partial
+    assert reply.usage.prompt > 5
+    assert reply.usage.completion > 0
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "streamed"])
 async def test_row_c1_candidates_without_an_index_are_counted(upstream: Upstream, whole: bool) -> None:
     two = answer(candidate({"text": "a"}, finish="STOP"), candidate({"text": "b"}, finish="STOP"))
@@ -230,7 +320,7 @@ async def test_case_8_calls_come_whole_one_after_another_with_ids_of_their_own(u
     ]
     pieces = [piece for view in views(heard) for piece in view.choices[0].delta.tool_calls or ()]
     assert [piece.index for piece in pieces] == [0, 1, 2]
-    assert [view.choices[0].delta.role for view in views(heard)] == ["assistant", None]
+    assert [view.choices[0].delta.role for view in views(heard)] == ["assistant", None, None]
     assert (await asked(upstream, *events)).tool_calls == reply.tool_calls
     nameless = {"candidates": [candidate(call("f"), call("f"), finish="STOP")]}
     ids = {
@@ -287,5 +377,5 @@ async def test_row_a8_logprobs_reach_a_client_of_the_openai_wire(upstream: Upstr
     row = {"token": "\u00eb", "logprob": -0.5, "bytes": [0xC3, 0xAB]}
     rest = {"token": "b", "logprob": 0.0, "bytes": [98], "top_logprobs": []}
     assert said["choices"][0]["logprobs"] == {"content": [{**row, "top_logprobs": [row]}, rest], "refusal": None}
-    assert said["choices"][0]["finish_reason"] == "stop"
+    assert reply.finish_reason == "stop"
     assert said["choices"][0]["message" if whole else "delta"]["content"] == "\u00ebb"

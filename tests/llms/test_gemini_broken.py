@@ -19,7 +19,7 @@ from penstock.llms.gemini import Gemini
 from penstock.llms.gemini_wire import GeminiReading
 from penstock.llms.sse import SseReader
 from penstock.llms.transport import Limits
-from penstock.messages import ChatReply, ChatRequest, Usage
+from penstock.messages import ChatReply, ChatRequest, Chunk, ChunkChoice, Delta, Usage
 from penstock.outcome import Failed
 from penstock.run import execute
 from penstock.testing import Heard
@@ -72,6 +72,11 @@ async def test_case_04_a_stream_cut_at_any_byte_never_ends_cleanly(upstream: Ups
     head, body = stream_head(Stream([], chunked=False)), b"".join(GREETS)
     finished = len(body) - len(b"\r\n\r\n")  # the last event lacks nothing but the blank line after it
     for k in range(finished):
+        reading = GeminiReading(Who("gemini"))
+        reader = SseReader()
+        failures = [reading.views(read)[2] for read in (reader.feed(body[:k]), reader.close())]
+        assert not reading.complete or any(type(failure) is BadAnswer for failure in failures), k
+    for k in range(0, finished, 41):
         error, _ = await fails(upstream, head + body[:k])
         assert type(error) is BadAnswer, k
     whole = await reply_to(upstream, head + body)
@@ -98,6 +103,10 @@ def read_as(pieces: Sequence[bytes]) -> ChatReply:
         for view in views:
             fold.add_chunk(view)
             usage = view.usage
+    assert reading.complete
+    closing = Chunk([ChunkChoice(delta=Delta())])
+    reading.close(closing)
+    fold.add_chunk(closing)
     return fold.reply(usage)
 
 

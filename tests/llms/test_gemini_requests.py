@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from penstock.run import execute
 from tests.rig.native import SCENARIOS, native_answer
 from tests.rig.native.scenarios import CLOCK, PNG, SCHEMA, WEATHER
 from tests.rig.upstream import Plain, Upstream
+from tests.rig.upstream import upstream as run_upstream
 
 KEY = "key-of-google-4f9a7c1e2b"
 DONE: dict[str, Any] = {"candidates": [{"content": {"parts": [{"text": "ok"}]}, "finishReason": "STOP"}]}
@@ -67,7 +69,8 @@ FIELDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     ({"reasoning_effort": "none"}, thinking(thinkingBudget=0)),
     ({"reasoning_effort": "minimal"}, thinking(thinkingLevel="MINIMAL", includeThoughts=True)),
-    ({"reasoning_effort": "xhigh"}, thinking(thinkingLevel="XHIGH", includeThoughts=True)),
+    ({"reasoning_effort": "xhigh"}, thinking(thinkingLevel="HIGH", includeThoughts=True)),
+    ({"user": "Zo\u00eb", "safety_identifier": "me"}, {}),
     ({"service_tier": "default"}, {"serviceTier": "standard"}),
     ({"service_tier": "flex"}, {"serviceTier": "flex"}),
     ({"metadata": {"team": "red"}}, {"labels": {"team": "red"}}),
@@ -118,9 +121,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prediction": {"type": "content", "content": "x"}}, "prediction", "unsupported_parameter"),
     ({"prompt_cache_key": "k"}, "prompt_cache_key", "unsupported_parameter"),
     ({"prompt_cache_retention": "24h"}, "prompt_cache_retention", "unsupported_parameter"),
-    ({"safety_identifier": "me"}, "safety_identifier", "unsupported_parameter"),
     ({"systemInstruction": {}}, "systemInstruction", "unsupported_parameter"),
-    ({"user": "Zo\u00eb"}, "user", "unsupported_parameter"),
     ({"verbosity": "high"}, "verbosity", "unsupported_parameter"),
     ({"web_search_options": {"search_context_size": "low"}}, "web_search_options", "unsupported_parameter"),
     ({"response_format": {"type": "grammar"}}, "response_format", "unsupported_parameter"),
@@ -134,6 +135,18 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tool_choice": {"type": "function"}}, "tool_choice", "invalid_value"),
     ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": [1]}}}, "tool_choice", "invalid_value"),
 ]
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Upstream]:
+    with run_upstream() as up:
+        yield up
+
+
+@pytest.fixture
+def upstream(served: Upstream) -> Upstream:
+    served.requests.clear()
+    return served
 
 
 def gemini(upstream: Upstream, **options: Any) -> Gemini:
@@ -183,14 +196,19 @@ async def test_row_a8_defaults_are_sent_and_a_request_overrides_them(upstream: U
 
 
 @pytest.mark.parametrize(
-    ("model", "budget"), [("gemini-2.5-pro", True), ("models/gemini-2.0-flash", True), ("gemini-3-pro", False)]
+    ("model", "effort", "thinks"),
+    [
+        ("gemini-2.5-pro", "medium", {"thinkingBudget": 8192}),
+        ("gemini-2.5-pro", "max", {"thinkingBudget": 24576}),
+        ("models/gemini-2.0-flash", "medium", {"thinkingBudget": 8192}),
+        ("gemini-3-pro", "max", {"thinkingLevel": "HIGH"}),
+    ],
 )
 async def test_models_before_gemini_3_are_given_tokens_to_think_with(
-    upstream: Upstream, model: str, budget: bool
+    upstream: Upstream, model: str, effort: str, thinks: dict[str, Any]
 ) -> None:
-    body = await sent(upstream, model=model, reasoning_effort="medium")
-    wanted = {"thinkingBudget": 8192} if budget else {"thinkingLevel": "MEDIUM"}
-    assert body["generationConfig"] == {"thinkingConfig": {**wanted, "includeThoughts": True}}
+    body = await sent(upstream, model=model, reasoning_effort=effort)
+    assert body["generationConfig"] == {"thinkingConfig": {**thinks, "includeThoughts": True}}
 
 
 MEDIA: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -245,7 +263,7 @@ async def test_row_c2_parts_of_a_message_become_googles(
 
 
 BAD_MESSAGES: list[tuple[dict[str, Any], str]] = [
-    ({"role": "user", "content": "x", "name": "Bob"}, "messages[0].name"),
+    ({"role": "user", "content": "x", "audio": {"id": "a"}}, "messages[0].audio"),
     ({"role": "user", "content": [{"type": "hologram"}]}, "messages[0].content[0]"),
     ({"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}, "messages[0].content[0]"),
     (

@@ -64,7 +64,6 @@ class Made:
     llm: Callable[..., BaseLlm]
     failing: Callable[..., BaseLlm]
     slow: Callable[..., BaseLlm]
-    tells_usage: bool = True
 
 
 def remote(kind: Callable[..., BaseLlm]) -> Callable[[Upstream], Made]:
@@ -145,7 +144,7 @@ LLMS: dict[str, Callable[[Upstream], Made]] = {
     "Gemini": remote(Gemini),
     "Demo": _demo,
     "ScriptedLlm": _scripted,
-    "text only": lambda _: Made(Sleepy, partial(Sleepy, fail=True), partial(Sleepy, slow=True), tells_usage=False),
+    "text only": lambda _: Made(Sleepy, partial(Sleepy, fail=True), partial(Sleepy, slow=True)),
 }
 REQUESTS = {
     "streamed": ChatRequest.of("Say something."),
@@ -193,7 +192,7 @@ async def test_streamed_and_whole_say_the_same(made: Made) -> None:
 async def test_usage_is_told_once_after_the_answer(made: Made, kind: str) -> None:
     reply = await execute(made.llm(), REQUESTS[kind], heard := Heard())
     used = [n for n, event in enumerate(heard.events) if isinstance(event, Used)]
-    assert len(used) == (1 if made.tells_usage else 0)
+    assert len(used) == 1
     if used:
         assert used == [len(heard.events) - 2], "last, but for the end"
         event = heard.events[used[0]]

@@ -27,7 +27,7 @@ from penstock.errors import (
     Unavailable,
 )
 from penstock.events import Chunks, Retrying
-from penstock.llms.failures import BY_CODE, BY_STATUS, Who, from_status
+from penstock.llms.failures import BY_CODE, BY_STATUS, NO_MODEL, Who, from_status
 from penstock.llms.openai import Gpt
 from penstock.llms.transport import Limits
 from penstock.messages import ChatRequest
@@ -51,8 +51,8 @@ ASK = ChatRequest.of("Hello")
 KEY = "sk-canary-4f9a7c1e2b"
 
 STATUSES: dict[int, type[LlmError]] = {
-    **dict.fromkeys((400, 402, 404, 405, 406, 411, 415, 422, 431, 451, 499), BadRequest),
-    **dict.fromkeys((401, 403), Unauthorized),
+    **dict.fromkeys((400, 404, 405, 406, 411, 415, 422, 431, 451, 499), BadRequest),
+    **dict.fromkeys((401, 402, 403), Unauthorized),
     **dict.fromkeys((408, 504), TimedOut),
     **dict.fromkeys((409, 425, 500, 501, 502, 503, 507, 520, 522, 524, 529, 599), Unavailable),
     413: TooLong,
@@ -68,12 +68,18 @@ CODES: dict[str, type[LlmError]] = {
     "insufficient_quota": RateLimited,
     "server_error": Unavailable,
     "overloaded_error": Unavailable,
+    "billing_error": Unauthorized,
+    "billing_hard_limit_reached": Unauthorized,
+    "billing_not_active": Unauthorized,
+    **dict.fromkeys(("model_not_found", "not_found_error", "model_decommissioned", "invalid_model"), BadRequest),
     "of_a_kind_nobody_knows": BadRequest,
 }
 
 
 def gpt(upstream: Upstream, **options: Any) -> Gpt:
-    return Gpt(**{"model": "m", "api_key": KEY, "base_url": upstream.base_url, **options})
+    """An LLM whose model each request names."""
+    settings: dict[str, Any] = {"api_key": KEY, "base_url": upstream.base_url, **options}
+    return Gpt(**settings)
 
 
 async def error_of(upstream: Upstream, *answers: Answer, request: ChatRequest = ASK, **options: Any) -> LlmError:
@@ -111,7 +117,8 @@ async def test_every_code_has_its_error(upstream: Upstream, code: str, field: st
     said: dict[str, Any] = {"message": "Because.", "type": None, "param": "messages", "code": None, field: code}
     error = await error_of(upstream, Plain({"error": said}, status=400))
     assert type(error) is CODES[code]
-    assert (error.param, getattr(error, field)) == ("messages", code)
+    assert error.param == "messages"
+    assert getattr(error, field) == ("model_not_found" if field == "code" and code in NO_MODEL else code)
     assert error.retryable is (
         issubclass(CODES[code], errors.Transient) and (field, code) != ("code", "insufficient_quota")
     )
@@ -170,6 +177,41 @@ async def test_other_shapes_of_error_are_read(upstream: Upstream) -> None:
     ]
     for shape in shapes:
         assert str(await error_of(upstream, Plain(json.dumps(shape).encode(), status=404))) == "Because."
+
+
+NOT_THERE: list[tuple[int, dict[str, Any]]] = [
+    (404, {"message": "No.", "type": "invalid_request_error", "param": None, "code": "model_not_found"}),
+    (404, {"message": "model 'm' not found", "type": "api_error", "param": None, "code": None}),
+    (404, {"message": "The model `m` does not exist.", "type": "NotFoundError", "param": "model", "code": 404}),
+    (404, {"message": "model: m", "type": "not_found_error"}),
+    (400, {"message": "It is retired.", "type": "invalid_request_error", "code": "model_decommissioned"}),
+    (400, {"message": "Model Not Exist", "type": "invalid_request_error", "code": "invalid_request_error"}),
+    (400, {"message": "m is not a valid model ID", "code": 400}),
+]
+
+
+@pytest.mark.parametrize(("status", "said"), NOT_THERE)
+def test_a_model_that_is_not_there_is_the_mistake_of_who_names_it(status: int, said: dict[str, Any]) -> None:
+    body = json.dumps({"error": said}).encode()
+    callers, ours = (from_status(status, {}, body, who=Who("x", model=model)) for model in ("", "m"))
+    assert (type(callers), callers.status, callers.code) == (BadRequest, status, "model_not_found")
+    assert (type(ours), ours.status, ours.retryable) == (Unauthorized, status, False)
+
+
+@pytest.mark.parametrize("said", [{"param": "file_id"}, {"code": "file_not_found"}])
+def test_another_thing_that_is_not_there_is_the_callers_mistake(said: dict[str, Any]) -> None:
+    body = json.dumps({"error": {"message": "No such File", **said}}).encode()
+    error = from_status(404, {}, body, who=Who("x", model="m"))
+    assert (type(error), error.code) == (BadRequest, said.get("code"))
+
+
+def test_an_account_that_cannot_pay_is_not_the_callers_mistake() -> None:
+    said = {"type": "invalid_request_error", "message": "Your credit balance is too low to access the API."}
+    for status, body in (
+        (400, {"type": "error", "error": said}),
+        (402, {"error": {"message": "Insufficient Balance"}}),
+    ):
+        assert type(from_status(status, {}, json.dumps(body).encode(), who=Who("x"))) is Unauthorized
 
 
 def retry_after(**headers: str) -> float | None:

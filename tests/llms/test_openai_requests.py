@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
 from penstock.errors import BadAnswer, BadRequest, UnknownName, UsageError
-from penstock.llms.openai import Gpt
+from penstock.llms.openai import Gpt, Options
+from penstock.llms.remote import RemoteLlm
 from penstock.llms.services import SERVICES
 from penstock.messages import ChatRequest
 from penstock.run import execute, execute_stream
@@ -273,6 +275,66 @@ async def test_one_llm_serves_one_event_loop_after_another(upstream: Upstream) -
 
     assert await asyncio.to_thread(other_loop) == (await execute(llm, ASK)).content == "Hello"
     assert await asyncio.to_thread(other_loop) == "Hello"
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+SIGNED = {"google": {"thought_signature": "s"}}
+THOUGHT = {"reasoning": "hm", "reasoning_content": "hm"}
+ABROAD = [
+    {"role": "user", "content": "Hi"},
+    {
+        "role": "assistant",
+        "content": None,
+        **THOUGHT,
+        "tool_calls": [CALL | {"extra_content": SIGNED | {"anthropic": {"x": 1}}}],
+        "extra_content": {"anthropic": {"thinking": []}, "openai": {"reasoning": []}},
+    },
+    {"role": "tool", "tool_call_id": "c", "content": "1"},
+]
+
+
+@pytest.mark.parametrize("as_bytes", [True, False], ids=["bytes", "objects"])
+@pytest.mark.parametrize(
+    ("service", "address", "reasoning"),
+    [
+        ("groq", "", False),
+        ("mistral", "", False),
+        ("azure", "", False),
+        ("openai", "https://api.openai.com/v1", False),
+        ("openai", "https://eu.api.openai.com/v1", False),
+        ("openai", "", True),
+        ("deepseek", "", True),
+        ("vllm", "", True),
+    ],
+)
+def test_what_another_provider_left_is_sent_to_nobody_who_refuses_it(
+    service: str, address: str, reasoning: bool, as_bytes: bool
+) -> None:
+    llm = Gpt(model="m", service=service, base_url=address or "http://127.0.0.1:9/v1")
+    data = json.dumps({"model": "m", "messages": ABROAD}).encode()
+    request = decoded(data) if as_bytes else ChatRequest(messages=ABROAD, stream=False)  # type: ignore[arg-type]
+    user, turn, result = json.loads(llm._body(request))["messages"]
+    call = {**CALL, "extra_content": SIGNED} if reasoning else CALL
+    assert turn == {"role": "assistant", "content": None, "tool_calls": [call], **(THOUGHT if reasoning else {})}
+    assert [user, result] == [ABROAD[0], ABROAD[2]]
+
+
+@pytest.mark.parametrize(
+    ("service", "message"),
+    [
+        ("groq", {"role": "user", "content": "reasoning and extra_content"}),
+        ("deepseek", {"role": "assistant", "content": "Yes.", **THOUGHT, "extra_content": SIGNED}),
+        ("deepseek", {"role": "assistant", "content": "Yes.", "tool_calls": [CALL | {"extra_content": SIGNED}]}),
+        ("deepseek", {"role": "assistant", "content": "Yes.", "tool_calls": ["?"], "extra_content": SIGNED}),
+    ],
+)
+def test_where_nothing_is_left_out_the_same_bytes_are_sent(service: str, message: dict[str, Any]) -> None:
+    data = json.dumps({"model": "m", "messages": [message], "reasoning_effort": "low"}, indent=2).encode()
+    assert Gpt(model="m", service=service, base_url="http://127.0.0.1:9/v1")._body(decoded(data)) is data
+
+
+def test_the_options_of_a_gpt_are_those_of_every_remote_llm() -> None:
+    assert Options.__annotations__.keys() == inspect.signature(RemoteLlm).parameters.keys()
 
 
 async def test_usage_is_asked_for_without_writing_the_request_anew(upstream: Upstream) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from penstock.run import execute
 from tests.rig.native import SCENARIOS, native_answer
 from tests.rig.native.scenarios import CLOCK, PARIS, PNG, SCHEMA, WEATHER
 from tests.rig.upstream import Upstream
+from tests.rig.upstream import upstream as run_upstream
 
 ASK: list[Message] = [{"role": "user", "content": "Hello"}]
 ALWAYS = {"include": ["reasoning.encrypted_content"], "store": False}
@@ -24,8 +26,22 @@ PARAMETERS = WEATHER["function"]["parameters"]
 THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "opaque"}
 
 
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Upstream]:
+    """One service for all tests of this file."""
+    with run_upstream() as served:
+        yield served
+
+
+@pytest.fixture
+def upstream(serving: Upstream) -> Upstream:
+    """The service as if it were new."""
+    serving.requests.clear()
+    serving.default = native_answer
+    return serving
+
+
 def gpt(upstream: Upstream, **options: Any) -> Gpt:
-    upstream.default = native_answer
     return Gpt(**{"api": "responses", "model": "image", "api_key": "sk-test", "base_url": upstream.base_url, **options})
 
 
@@ -199,7 +215,7 @@ async def test_row_c2_every_role_and_part_has_its_item(upstream: Upstream) -> No
         {"type": "input_text", "text": "as it is"},
     ]
     messages: list[Any] = [
-        {"role": "system", "content": "Be brief."},
+        {"role": "system", "content": "Be brief.", "name": "boss"},
         {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
         {"role": "user", "content": parts, "phase": "x"},
         {"role": "assistant", "content": None, "tool_calls": calls("a", "b")},
@@ -249,10 +265,10 @@ NO_WORDS: dict[str, Any] = {
 }
 NO_MESSAGE: dict[str, tuple[str, Any]] = {
     "audio": ("messages[0].content[0]", {"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}),
-    "a name": ("messages[0].name", {"role": "user", "name": "ann", "content": "Hi."}),
     "a function's result": ("messages[0].role", {"role": "function", "name": "f", "content": "1"}),
+    "a part that is no text": ("messages[0].content[0]", {"role": "assistant", "content": [{"type": "image_url"}]}),
     "a custom call": (
-        "messages",
+        "messages[0].tool_calls[0]",
         {"role": "assistant", "tool_calls": [{"id": "a", "type": "custom", "custom": {"name": "x", "input": ""}}]},
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -25,6 +26,7 @@ from tests.rig.native import SCENARIOS, native_answer
 from tests.rig.native.openai_responses import begun, delta, ended, events, item, whole, written
 from tests.rig.tiny_llm import MODEL, TinyLlm
 from tests.rig.upstream import Plain, Stream, Upstream
+from tests.rig.upstream import upstream as run_upstream
 
 ASK = ChatRequest.of("Hello")
 GOOD = [name for name, scenario in SCENARIOS.items() if scenario.failure is None and scenario.ends == "end"]
@@ -32,6 +34,28 @@ WHO = Who("openai")
 
 
 arguments_delta = partial(delta, "function_call_arguments")
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Upstream]:
+    """One service for all tests of this file."""
+    with run_upstream() as served:
+        yield served
+
+
+@pytest.fixture
+def upstream(serving: Upstream) -> Upstream:
+    """The service as if it were new."""
+    serving.requests.clear()
+    serving.default = native_answer
+    return serving
+
+
+@pytest.fixture(scope="module")
+def sdk(serving: Upstream) -> Iterator[openai.OpenAI]:
+    """The official SDK, asking that service."""
+    with openai.OpenAI(base_url=serving.base_url, api_key="sk-test", max_retries=0) as client:
+        yield client
 
 
 def gpt(upstream: Upstream, model: str = "m", **options: Any) -> Gpt:
@@ -43,21 +67,21 @@ async def answered(upstream: Upstream, said: list[dict[str, Any]]) -> ChatReply:
     return await execute(gpt(upstream), ASK)
 
 
-def read_by_sdk(upstream: Upstream, name: str, *, stream: bool) -> Response:
-    upstream.default = native_answer
-    with openai.OpenAI(base_url=upstream.base_url, api_key="sk-test", max_retries=0) as sdk:
-        if not stream:
-            return sdk.responses.create(model=name, input="Hello", store=False)
-        with sdk.responses.stream(model=name, input="Hello") as events:
-            kept = [event for event in events if event.type in {"response.completed", "response.incomplete"}]
+def read_by_sdk(sdk: openai.OpenAI, name: str, *, stream: bool) -> Response:
+    if not stream:
+        return sdk.responses.create(model=name, input="Hello", store=False)
+    with sdk.responses.stream(model=name, input="Hello") as events:
+        kept = [event for event in events if event.type in {"response.completed", "response.incomplete"}]
     (last,) = kept
     return last.response
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("name", GOOD)
-async def test_row_c2_an_answer_reads_as_the_official_sdk_reads_it(upstream: Upstream, name: str, stream: bool) -> None:
-    theirs = read_by_sdk(upstream, name, stream=stream)
+async def test_row_c2_an_answer_reads_as_the_official_sdk_reads_it(
+    upstream: Upstream, sdk: openai.OpenAI, name: str, stream: bool
+) -> None:
+    theirs = read_by_sdk(sdk, name, stream=stream)
     ours = await execute(gpt(upstream, name), ChatRequest.of("Hello", stream=stream))
     assert (ours.id, ours.model, ours.created) == (theirs.id, theirs.model, theirs.created_at)
     assert ours.content == theirs.output_text
@@ -197,6 +221,56 @@ async def test_what_comes_only_with_its_end_is_told_then(upstream: Upstream) -> 
     output = [event["item"] for event in said if event["type"] == "response.output_item.done"]
     upstream.script(Plain({**said[0]["response"], "output": output, "usage": {"input_tokens": 3, "output_tokens": 4}}))
     assert (await execute(gpt(upstream), ASK)).choices == streamed.choices, "as it is told whole"
+
+
+PART = {"type": "summary_text", "text": "Hm."}
+F = {"type": "function_call", "id": "i2", "call_id": "a", "name": "f", "arguments": '{"x": 1}'}
+OUTPUT: list[dict[str, Any]] = [
+    {"type": "reasoning", "id": "i0", "summary": [PART], "encrypted_content": "x"},
+    {"type": "message", "id": "i1", "content": [{"type": "output_text", "text": "Yes."}]},
+    F,
+    {"type": "function_call", "id": "i3", "call_id": "b", "name": "g", "arguments": "{}"},
+]
+WORDLESS = item("added", 2, "function_call", call_id="a", name="f", arguments="")
+TOLD: dict[str, list[dict[str, Any]]] = {
+    "nothing": [],
+    "reasoning": [delta("reasoning_summary_text", "Hm.", 0, summary_index=0)],
+    "text": [delta("output_text", "Ye", 1), delta("output_text", "s.", 1)],
+    "text at its end": [{"type": "response.output_text.done", "output_index": 1, "text": "Yes."}],
+    "text twice": [
+        delta("output_text", "Yes.", 1),
+        {"type": "response.output_text.done", "output_index": 1, "text": "Yes."},
+    ],
+    "a call without arguments": [WORDLESS],
+    "arguments at their end": [
+        WORDLESS,
+        {"type": "response.function_call_arguments.done", "output_index": 2, "arguments": F["arguments"]},
+    ],
+    "arguments of a call that comes later": [
+        {"type": "response.function_call_arguments.done", "output_index": 2, "arguments": F["arguments"]},
+    ],
+    "a call": [WORDLESS, arguments_delta('{"x"', 2), arguments_delta(": 1}", 2)],
+    "all items": [
+        {"type": "response.output_item.done", "output_index": n, "item": {**one, "id": "new"}}
+        for n, one in enumerate(OUTPUT)
+    ],
+}
+
+
+@pytest.mark.parametrize("case", TOLD)
+async def test_what_only_the_last_event_tells_is_told_once(upstream: Upstream, case: str) -> None:
+    reply = await answered(upstream, [begun(), *TOLD[case], ended(output=OUTPUT)])
+    upstream.script(Plain({**begun()["response"], "output": OUTPUT}))
+    (whole,) = (await execute(gpt(upstream), ASK)).choices
+    (choice,) = reply.choices
+    assert (choice.content, choice.reasoning, choice.finish_reason) == ("Yes.", "Hm.", "tool_calls")
+    assert choice.tool_calls == whole.tool_calls
+    assert [entry["index"] for entry in choice.extra_content["openai"]["reasoning"]] == [0]
+
+
+async def test_arguments_that_come_only_with_their_end_are_told(upstream: Upstream) -> None:
+    reply = await answered(upstream, [begun(), *TOLD["arguments at their end"], ended()])
+    assert [(call.name, call.arguments) for call in reply.tool_calls] == [("f", F["arguments"])]
 
 
 async def test_reasoning_remembers_its_place_among_the_items(upstream: Upstream) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,12 +18,28 @@ from penstock.messages import ChatReply, ChatRequest, Chunk
 from penstock.outcome import Failed
 from penstock.run import execute
 from penstock.testing import Heard
-from tests.rig.native import SCENARIOS
+from tests.rig.native import SCENARIOS, native_answer
 from tests.rig.native.openai_responses import begun, delta, ended, events, written
 from tests.rig.upstream import Plain, Stream, Upstream
+from tests.rig.upstream import upstream as run_upstream
 
 ASK = ChatRequest.of("Hello")
 WHO = Who("openai")
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Upstream]:
+    """One service for all tests of this file."""
+    with run_upstream() as served:
+        yield served
+
+
+@pytest.fixture
+def upstream(serving: Upstream) -> Upstream:
+    """The service as if it were new."""
+    serving.requests.clear()
+    serving.default = native_answer
+    return serving
 
 
 async def fails(upstream: Upstream, answer: Stream | Plain, heard: Heard | None = None) -> LlmError:
@@ -50,6 +67,16 @@ async def test_case_04_a_stream_cut_after_any_event_never_ends_cleanly(upstream:
             assert isinstance(error, BadAnswer)
             assert error.partial.content == heard.text
             assert error.partial.finish_reason is None
+
+
+@pytest.mark.parametrize("pieces", [{}, {"split": 1}], ids=["at once", "apart"])
+@pytest.mark.parametrize("done", [True, False], ids=["marked", "unmarked"])
+async def test_case_04_only_its_own_end_ends_an_answer(upstream: Upstream, pieces: dict[str, Any], done: bool) -> None:
+    half = Stream(written([begun(), delta("output_text", "Hi", 0)]), done=done, **pieces)
+    error = await fails(upstream, half)
+    assert (type(error), error.message) == (BadAnswer, "openai cut off its answer")
+    assert isinstance(error, BadAnswer)
+    assert (error.partial.content, error.partial.finish_reason) == ("Hi", None)
 
 
 def folded(views: list[Chunk]) -> ChatReply:

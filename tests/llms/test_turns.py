@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from penstock.errors import BadRequest
-from penstock.llms.turns import Call, Media, Other, Text, Turn, arguments_of, turns
+from penstock.llms.schemas import closed_schema
+from penstock.llms.turns import UNSAID, Call, Media, Other, Text, Turn, arguments_of, turns
 
 WHERE = "messages[0].content[0]"
 
@@ -48,6 +49,7 @@ def test_each_part_is_read(said: Any, piece: Any) -> None:
     assert part(said) == piece
 
 
+CALL: dict[str, Any] = {"id": "c_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 BAD: list[tuple[Any, str, str]] = [
     ("Hello", "", "invalid_value"),
     ({"role": "robot"}, ".role", "invalid_value"),
@@ -59,6 +61,18 @@ BAD: list[tuple[Any, str, str]] = [
     ({"role": "user", "content": [{"type": "file", "file": "x"}]}, ".content[0]", "invalid_value"),
     ({"role": "user", "content": [{"type": "file", "file": {}}]}, ".content[0]", "invalid_value"),
     ({"role": "user", "content": [{"type": "image_url", "image_url": "data:x"}]}, ".content[0]", "invalid_value"),
+    ({"role": "user", "content": [{"type": "text", "text": {"a": 1}}]}, ".content[0]", "invalid_value"),
+    ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}, ".content[0]", "invalid_value"),
+    ({"role": "user", "content": [{"type": "input_audio", "input_audio": 5}]}, ".content[0]", "invalid_value"),
+    ({"role": "user", "content": [{"type": "file", "file": {"file_id": []}}]}, ".content[0]", "invalid_value"),
+    ({"role": "assistant", "content": "x", "extra_content": "x"}, ".extra_content", "invalid_value"),
+    ({"role": "assistant", "refusal": 5}, ".refusal", "invalid_value"),
+    ({"role": "assistant", "tool_calls": [CALL | {"id": 5}]}, ".tool_calls[0]", "invalid_value"),
+    (
+        {"role": "assistant", "tool_calls": [CALL | {"extra_content": 5}]},
+        ".tool_calls[0].extra_content",
+        "invalid_value",
+    ),
     ({"role": "tool", "content": "x"}, ".tool_call_id", "invalid_value"),
     ({"role": "assistant", "tool_calls": {"id": "x"}}, ".tool_calls", "invalid_value"),
     ({"role": "assistant", "tool_calls": [{"id": "x"}]}, ".tool_calls[0]", "unsupported_parameter"),
@@ -90,9 +104,8 @@ def test_an_answer_keeps_its_calls_and_what_its_provider_wants_back() -> None:
         "reasoning": "hm",
         "reasoning_content": "hm",
         "annotations": [],
-        "audio": None,
+        "audio": {"id": "audio_1"},
         "extra_content": {"anthropic": {}},
-        "name": "Ann",
     }
     assert read(answer, {"role": "tool", "tool_call_id": "c_1", "content": "2", "name": "other"}) == [
         Turn(
@@ -101,10 +114,17 @@ def test_an_answer_keeps_its_calls_and_what_its_provider_wants_back() -> None:
             "messages[0]",
             calls=[Call("c_1", "f", {"a": 1}, {"g": 1}, "messages[0].tool_calls[0]")],
             extra={"anthropic": {}},
-            rest={"name": "Ann"},
+            rest={"audio": {"id": "audio_1"}},
         ),
         Turn("tool", [Text("2", "messages[1].content", {})], "messages[1]", call_id="c_1", function="f"),
     ]
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_what_sdks_and_frameworks_put_on_messages_says_nothing(role: str) -> None:
+    said: Any = {"role": role, "content": "Hi", "audio": None, "function_call": None, **dict.fromkeys(UNSAID, "x")}
+    (turn,) = read(said)
+    assert turn.rest == {}
 
 
 def test_a_result_without_its_call_keeps_the_name_it_says() -> None:
@@ -127,3 +147,59 @@ def test_a_result_without_its_call_keeps_the_name_it_says() -> None:
 )
 def test_arguments_are_an_object_whatever_a_model_wrote(said: Any, arguments: Any) -> None:
     assert arguments_of(said) == arguments
+
+
+SCHEMAS: list[tuple[Any, Any]] = [
+    (
+        {"type": "string", "description": "A day.", "pattern": "x", "maxLength": 3},
+        {"type": "string", "description": 'A day.\n\n(pattern: "x", maxLength: 3)'},
+    ),
+    ({"type": "string", "format": "date"}, {"type": "string", "format": "date"}),
+    ({"type": "string", "format": "iban"}, {"type": "string", "description": '(format: "iban")'}),
+    (
+        {"type": "array", "minItems": 1, "items": {"type": "object", "$schema": "x"}},
+        {"type": "array", "minItems": 1, "items": {"type": "object", "additionalProperties": False}},
+    ),
+    (
+        {"type": ["array", "null"], "minItems": 2, "uniqueItems": True},
+        {"type": ["array", "null"], "description": "(minItems: 2, uniqueItems: true)"},
+    ),
+    (
+        {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
+        {
+            "type": ["object", "null"],
+            "additionalProperties": False,
+            "description": '(additionalProperties: {"type":"string"})',
+        },
+    ),
+    (
+        {"properties": {"a": {"oneOf": [{"const": 1}, {"properties": {}, "additionalProperties": True}]}}},
+        {
+            "type": "object",
+            "properties": {
+                "a": {"anyOf": [{"const": 1}, {"type": "object", "properties": {}, "additionalProperties": False}]}
+            },
+            "additionalProperties": False,
+        },
+    ),
+    (
+        {"$defs": {"A": {"type": "integer", "minimum": 0}}, "$ref": "#/$defs/A", "description": "x", "type": "object"},
+        {"$defs": {"A": {"type": "integer", "description": "(minimum: 0)"}}, "$ref": "#/$defs/A"},
+    ),
+    ({"properties": 5, "items": [5], "anyOf": "x", "format": [], "minItems": {}}, None),
+]
+
+
+@pytest.mark.parametrize(("schema", "closed"), SCHEMAS)
+def test_a_schema_is_said_in_the_words_of_structured_output(schema: Any, closed: Any) -> None:
+    made = closed_schema(schema, "x")
+    assert closed is None or made == closed
+
+
+def test_a_schema_nested_too_deeply_is_refused() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(100_000):
+        deep = {"items": deep}
+    with pytest.raises(BadRequest, match="nested too deeply") as raised:
+        closed_schema(deep, "response_format")
+    assert raised.value.param == "response_format"

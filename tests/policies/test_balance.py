@@ -129,6 +129,19 @@ async def test_an_answer_that_cannot_be_read_is_asked_for_elsewhere_and_cools_no
     assert "a" in await answers(executor, 2)
 
 
+async def test_case_09_what_one_has_no_words_for_is_asked_elsewhere_and_cools_nobody(clock: Clock) -> None:
+    wordless = BadRequest("no", code="unsupported_parameter")
+    executor = over(Site("a", wordless), second := Site("b"))
+    assert await answers(executor, 4) == "bbbb"
+    second.error = Unavailable("down")
+    assert [await error_of(executor) for _ in range(2)] == [second.error] * 2
+    second.error = wordless
+    clock.now += 31
+    assert await error_of(executor) is wordless
+    down = Unavailable("down")
+    assert await error_of(over(Site("a", down), Site("b", wordless))) is down
+
+
 async def test_case_09_after_the_first_byte_no_other_is_asked() -> None:
     error, heard = Unavailable("cut"), Heard()
     executor = over(Site("a", error, "par"), other := Site("b"))

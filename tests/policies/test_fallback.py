@@ -40,6 +40,8 @@ ANOTHERS = (
     TimedOut("no"),
     Unauthorized("no"),
     BadAnswer("no"),
+    BadRequest("no", code="unsupported_parameter"),
+    BadRequest("no", code="model_not_found"),
     ToolFailed("no", retryable=True),
     PenstockError("no", retryable=True),
 )
@@ -146,6 +148,32 @@ async def test_all_are_asked_in_their_order_and_the_last_error_carries_the_earli
         ]
     assert asked == ["a", "b", "c"] * 2
     assert [event.to for event in heard.events if isinstance(event, Switched)] == ["b", "c"] * 2
+
+
+WORDLESS, NAMELESS = (BadRequest("no", code=code) for code in ("unsupported_parameter", "model_not_found"))
+DOWN, BUSY, WRONG = Unavailable("down"), RateLimited("busy"), BadRequest("wrong")
+
+
+@pytest.mark.parametrize(
+    ("failed", "raised"),
+    [
+        ([DOWN, WORDLESS], DOWN),
+        ([WORDLESS, DOWN, WORDLESS], DOWN),
+        ([DOWN, BUSY, WORDLESS], DOWN),
+        ([DOWN, BUSY], BUSY),
+        ([WORDLESS, DOWN], DOWN),
+        ([NAMELESS, WORDLESS], NAMELESS),
+        ([DOWN, WRONG], WRONG),
+    ],
+)
+async def test_what_a_service_said_is_raised_rather_than_that_another_has_no_words(
+    failed: list[PenstockError], raised: PenstockError
+) -> None:
+    first, *others = (ScriptedLlm(error) for error in failed)
+    executor = fallback(*((str(n), other) for n, other in enumerate(others)))(first)
+    with pytest.raises(PenstockError) as caught:
+        await execute(executor, ASK)
+    assert caught.value is raised
 
 
 async def test_an_error_that_is_raised_again_is_not_noted_twice() -> None:

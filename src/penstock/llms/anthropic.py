@@ -5,8 +5,6 @@ https://platform.claude.com/docs/en/api/messages
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
@@ -15,13 +13,23 @@ from typing import Any
 
 from penstock.errors import BadRequest
 from penstock.llms.answer import Reading
-from penstock.llms.anthropic_wire import MessagesReading
+from penstock.llms.anthropic_wire import MessagesReading, thinking_of
 from penstock.llms.remote import RemoteLlm
-from penstock.llms.turns import Media, Other, Piece, Text, Turn, invalid, turns, unsupported
+from penstock.llms.schemas import closed_schema, wanted_schema
+from penstock.llms.turns import (
+    Media,
+    Other,
+    Piece,
+    Text,
+    Turn,
+    invalid,
+    turns,
+    unsupported,
+)
 from penstock.messages import ChatRequest, is_array, is_object
 
 DEFAULT_MAX_TOKENS = 32_000
-"""What a request without `max_tokens` may cost: the API wants a number; every model since Claude 4 takes this one."""
+"""What a request without `max_tokens` may cost, at most: the API wants a number that the model can reach."""
 JSON_ONLY = "Answer with one JSON object and nothing else."
 """What `response_format` json_object adds to the system text: the API keeps to a schema only where it is given one."""
 BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16_384, "xhigh": 24_576, "max": 30_000}
@@ -29,27 +37,20 @@ BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16_384, "xhigh"
 LEAST_BUDGET = 1024
 _BUDGETED = re.compile(r"claude-(3-7-sonnet|(opus|sonnet|haiku)-4(-[015])?)(?=$|[-@](\d{8}|latest))")
 """The models before adaptive thinking."""
+_THINKING = ("thinking", "redacted_thinking")
 _TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}
 _MIMES = {"image/jpg": "image/jpeg"}
 _NO_ID = re.compile(r"[^a-zA-Z0-9_-]")
 _MEANS_NOTHING: dict[str, tuple[Any, ...]] = {
-    "audio": (),
-    "frequency_penalty": (0,),
-    "function_call": (),
+    **dict.fromkeys(("audio", "function_call", "prediction", "seed", "web_search_options"), ()),
+    **dict.fromkeys(("prompt_cache_key", "prompt_cache_retention"), ()),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), (0,)),
+    **dict.fromkeys(("logprobs", "store"), (False,)),
     "functions": ([],),
     "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "n": (1,),
-    "prediction": (),
-    "presence_penalty": (0,),
-    "prompt_cache_key": (),
-    "prompt_cache_retention": (),
-    "seed": (),
-    "store": (False,),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
-    "web_search_options": (),
 }
 """Fields that the wire lacks, each with the values under which the answer is what it is without them."""
 
@@ -63,8 +64,9 @@ class Claude(RemoteLlm):
     `reasoning_effort`, `user`, `service_tier`, `max_completion_tokens`); fields of Anthropic's own (`thinking`,
     `top_k`, `cache_control`, `output_config`, its tools) go on as they are and win; what the wire cannot express is
     refused with `BadRequest` (status 400, code unsupported_parameter). System messages go to the top, wherever they
-    stand. Without `max_tokens` an answer ends after `DEFAULT_MAX_TOKENS`. It speaks version 2023-06-01 of the API, as
-    the next one takes no `temperature`; `headers={"anthropic-version": ...}` chooses another.
+    stand. Of `metadata` only `user_id` is sent: OpenAI's labels are not the model's. Without `max_tokens` an answer
+    ends after `DEFAULT_MAX_TOKENS`, or the model's own limit where it is known to be lower. It speaks version
+    2023-06-01 of the API, as the next one takes no `temperature`; `headers={"anthropic-version": ...}` chooses another.
     """
 
     provider = "anthropic"
@@ -76,9 +78,16 @@ class Claude(RemoteLlm):
 
     def _body(self, request: ChatRequest) -> bytes:
         model = self.model or request.model
+        info = self.info_of(model)
         try:
             system, messages = conversation(turns(request.messages))
-            fields = written(self._fields(request), model=model, system=system)
+            fields = written(
+                self._fields(request),
+                model=model,
+                system=system,
+                most=min(DEFAULT_MAX_TOKENS, (info and info.max_output_tokens) or DEFAULT_MAX_TOKENS),
+                thinks=not thoughtless(messages),
+            )
         except BadRequest as error:
             error.provider = self.provider
             raise
@@ -88,11 +97,11 @@ class Claude(RemoteLlm):
         return self._encoded(body)
 
 
-def written(params: Mapping[str, Any], *, model: str, system: list[Block]) -> dict[str, Any]:
-    """The fields of a request beside its messages; `params` are those of the OpenAI one."""
+def written(params: Mapping[str, Any], *, model: str, system: list[Block], most: int, thinks: bool) -> dict[str, Any]:
+    """The fields of a request beside its messages; `most` is the `max_tokens` of one that has none."""
     asked = {name: value for name, value in params.items() if value is not None}
-    most, least = asked.pop("max_completion_tokens", None), asked.pop("max_tokens", DEFAULT_MAX_TOKENS)
-    made: dict[str, Any] = {"max_tokens": least if most is None else most}
+    older = asked.pop("max_tokens", most)
+    made: dict[str, Any] = {"max_tokens": asked.pop("max_completion_tokens", older), **_metadata(asked)}
     native: dict[str, Any] = {}
     if asked.get("response_format") == {"type": "json_object"}:
         del asked["response_format"]
@@ -102,15 +111,14 @@ def written(params: Mapping[str, Any], *, model: str, system: list[Block]) -> di
     if system:
         made["system"] = _shortest(system)
     for name, value in asked.items():
-        if name in _MEANS_NOTHING:
-            if value not in _MEANS_NOTHING[name]:
-                raise unsupported(f"Anthropic's wire has nothing for {brief(value)}: leave it out", name)
-        elif name in _FIELDS:
+        if name in _FIELDS:
             _FIELDS[name](made, value)
-        else:
+        elif name in _MEANS_NOTHING and value not in _MEANS_NOTHING[name]:
+            raise unsupported(f"Anthropic's wire has nothing for {brief(value)}: leave it out", name)
+        elif name not in _MEANS_NOTHING and name not in _READ_APART:
             native[name] = value
     _choose(made, asked)
-    _think(made, asked, model)
+    _think(made, asked, model=model, thinks=thinks)
     for name, value in native.items():
         made[name] = _over(made.get(name), value)
     return made
@@ -131,15 +139,21 @@ def _native_system(said: Any) -> list[Block]:
 
 
 def _stop(made: dict[str, Any], value: Any) -> None:
-    made["stop_sequences"] = [value] if isinstance(value, str) else value
+    said = [value] if isinstance(value, str) else value
+    if not is_array(said) or not all(isinstance(one, str) for one in said):
+        raise invalid("stop is a text or a list of texts", "stop")
+    if kept := [one for one in said if one.strip()]:  # the API takes no blank ones
+        made["stop_sequences"] = kept
 
 
-def _user(made: dict[str, Any], value: Any) -> None:
-    made.setdefault("metadata", {"user_id": value})
-
-
-def _safety(made: dict[str, Any], value: Any) -> None:
-    made["metadata"] = {"user_id": value}
+def _metadata(asked: dict[str, Any]) -> dict[str, Any]:
+    """Whom a request is for; three fields may say it."""
+    labels = asked.pop("metadata", {})
+    if not is_object(labels):
+        raise invalid("metadata is an object", "metadata")
+    ids = [labels.get("user_id"), *(asked.pop(name, None) for name in ("safety_identifier", "user"))]
+    known = next((one for one in ids if one is not None), None)
+    return {} if known is None else {"metadata": {"user_id": known}}
 
 
 def _tier(made: dict[str, Any], value: Any) -> None:
@@ -150,18 +164,9 @@ def _tier(made: dict[str, Any], value: Any) -> None:
 
 
 def _format(made: dict[str, Any], value: Any) -> None:
-    kind = value.get("type") if is_object(value) else None
-    if kind == "text":
-        return
-    said = value.get("json_schema") if is_object(value) and kind == "json_schema" else None
-    schema = said.get("schema") if is_object(said) else None
-    if not is_object(said) or not is_object(schema):
-        raise invalid(
-            f"a format is text, json_object, or json_schema with a schema; not {brief(value)}", "response_format"
-        )
-    if said.get("description"):
-        schema = {"description": said["description"], **schema}
-    made["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+    schema = wanted_schema(value)
+    if schema is not None:
+        made["output_config"] = {"format": {"type": "json_schema", "schema": closed_schema(schema, "response_format")}}
 
 
 def _tools(made: dict[str, Any], value: Any) -> None:
@@ -171,39 +176,35 @@ def _tools(made: dict[str, Any], value: Any) -> None:
         made["tools"] = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(value)]
 
 
-def _nothing(made: dict[str, Any], value: Any) -> None:
-    """A field that says nothing here, or that is read with others."""
-
-
+_READ_APART = {"parallel_tool_calls", "reasoning_effort", "stream_options", "tool_choice"}
 _FIELDS: dict[str, Callable[[dict[str, Any], Any], None]] = {
-    "parallel_tool_calls": _nothing,
-    "reasoning_effort": _nothing,
     "response_format": _format,
-    "safety_identifier": _safety,
     "service_tier": _tier,
     "stop": _stop,
-    "stream_options": _nothing,
-    "tool_choice": _nothing,
     "tools": _tools,
-    "user": _user,
 }
 
 
 def _tool(tool: Any, where: str) -> Any:
     """A function as a tool; a native tool as it is."""
-    function = tool.get("function") if is_object(tool) else None
-    if not is_object(tool) or not is_object(function):
-        if is_object(tool) and tool.get("type") in ("function", "custom") and "input_schema" not in tool:
+    if not is_object(tool):
+        raise invalid(f"a tool is an object with a type, not {brief(tool)}", where)
+    function = tool.get("function")
+    if not is_object(function):
+        if tool.get("type") in ("function", "custom") and "input_schema" not in tool:
             raise unsupported("only functions and Anthropic's own tools can be offered", where)
         return tool
-    said = {key: value for key, value in function.items() if key != "parameters" and value is not None}
-    if said.get("strict") is False:
-        del said["strict"]
+    if not isinstance(function.get("name"), str):
+        raise invalid("a function has a name", f"{where}.function.name")
+    said = {key: value for key, value in function.items() if key != "parameters" and value not in (None, False)}
     schema: Any = function.get("parameters") or {"properties": {}}
     if not is_object(schema):
         raise invalid("parameters are a JSON schema", f"{where}.function.parameters")
+    schema = {"type": "object", **schema}
+    if said.get("strict") is True:
+        schema = closed_schema(schema, f"{where}.function.parameters")
     rest = {key: value for key, value in tool.items() if key not in ("type", "function")}
-    return {**said, "input_schema": {"type": "object", **schema}, **rest}
+    return {**said, "input_schema": schema, **rest}
 
 
 def _choose(made: dict[str, Any], asked: Mapping[str, Any]) -> None:
@@ -222,7 +223,7 @@ def _choose(made: dict[str, Any], asked: Mapping[str, Any]) -> None:
             said = {"type": "any"}
         case "none":
             said = {"type": "none"}
-        case {"type": "function", "function": {"name": name}}:
+        case {"type": "function", "function": {"name": str(name)}}:
             said = {"type": "tool", "name": name}
         case {"type": "auto" | "any" | "tool" | "none"}:
             said = choice
@@ -231,7 +232,7 @@ def _choose(made: dict[str, Any], asked: Mapping[str, Any]) -> None:
     made["tool_choice"] = {"disable_parallel_tool_use": True, **said} if alone and said["type"] != "none" else said
 
 
-def _think(made: dict[str, Any], asked: Mapping[str, Any], model: str) -> None:
+def _think(made: dict[str, Any], asked: Mapping[str, Any], *, model: str, thinks: bool) -> None:
     """What `reasoning_effort` means: effort and adaptive thinking, a budget for a model that is older than these."""
     effort, most = asked.get("reasoning_effort"), made["max_tokens"]
     if effort is None:
@@ -244,6 +245,8 @@ def _think(made: dict[str, Any], asked: Mapping[str, Any], model: str) -> None:
         level = {"effort": "low" if effort == "minimal" else effort}
         made["output_config"] = {**made.get("output_config", {}), **level}
     elif effort != "none":
+        if not thinks:
+            return
         budget = BUDGETS[effort] if not isinstance(most, int) else max(LEAST_BUDGET, min(BUDGETS[effort], most // 2))
         thinking = {"type": "enabled", "budget_tokens": budget}
         if isinstance(most, int) and most <= budget and "thinking" not in asked:
@@ -272,11 +275,23 @@ def conversation(said: Iterable[Turn]) -> tuple[list[Block], list[dict[str, Any]
     return system, messages
 
 
+def thoughtless(messages: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the calls answered last came without thinking (a client lost it): a budget to think is refused then."""
+    kinds: set[Any] = set()
+    for message in reversed([*messages]):
+        content = message["content"]
+        found: set[Any] = {block.get("type") for block in content} if is_array(content) else set()
+        if message["role"] == "user" and "tool_result" not in found:
+            break
+        kinds |= found
+    return "tool_use" in kinds and kinds.isdisjoint(_THINKING)
+
+
 def _said(turn: Turn) -> list[Block]:
     """The blocks of one message."""
     rest = dict(turn.rest)
     if turn.role == "tool":
-        content = _shortest([_block(piece) for piece in turn.pieces])
+        content = _shortest(_acceptable([_block(piece) for piece in turn.pieces]))
         return [{"type": "tool_result", "tool_use_id": _id(turn.call_id), "content": content, **rest}]
     pieces = [piece for piece in turn.pieces if not (isinstance(piece, Text) and not piece.text)]
     blocks = [_block(piece) for piece in pieces]
@@ -287,6 +302,7 @@ def _said(turn: Turn) -> list[Block]:
             {"type": "tool_use", "id": _id(call.id), "name": call.name, "input": call.arguments} for call in turn.calls
         ]
         blocks = _recalled(blocks, calls, turn)
+    blocks = _acceptable(blocks)
     if blocks and "cache_control" in rest:
         blocks[-1] = {"cache_control": rest.pop("cache_control"), **blocks[-1]}
     for key in rest:
@@ -305,14 +321,21 @@ def _recalled(texts: list[Block], calls: list[Block], turn: Turn) -> list[Block]
         texts = _parted(texts[0], [_count(entry, "offset") for entry in entries])
     blocks = texts + calls
     for entry in entries:
-        native = {key: value for key, value in entry.items() if key not in ("index", "offset")}
-        blocks.insert(_count(entry, "index"), native)
+        blocks.insert(_count(entry, "index"), thinking_of(entry))
     return blocks
+
+
+def _acceptable(blocks: list[Block]) -> list[Block]:
+    """Blocks without what the API refuses: blank texts, and thinking that nothing follows."""
+    kept = [block for block in blocks if block and (block.get("type") != "text" or str(block.get("text")).strip())]
+    while kept and kept[-1].get("type") in _THINKING:
+        del kept[-1]
+    return kept
 
 
 def _count(entry: Block, key: str) -> int:
     value = entry.get(key)
-    return max(0, value) if isinstance(value, int) else 0
+    return min(max(0, value), 1 << 30) if isinstance(value, int) else 0
 
 
 def _parted(block: Block, offsets: list[int]) -> list[Block]:
@@ -360,11 +383,7 @@ def _source(media: Media, *, image: bool) -> Block:
         return {"type": "base64", "media_type": _MIMES.get(media.mime, media.mime), "data": media.data}
     if not media.mime.startswith("text/"):
         raise unsupported(f"a file is a PDF, a text or an image, not {media.mime or 'of no type'!r}", media.where)
-    try:
-        text = base64.b64decode(media.data, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError) as error:
-        raise invalid("the text of the file is not UTF-8 in base64", media.where) from error
-    return {"type": "text", "media_type": "text/plain", "data": text}
+    return {"type": "text", "media_type": "text/plain", "data": media.decoded()}
 
 
 def _shortest(blocks: list[Block]) -> str | list[Block]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import msgspec
 
@@ -39,7 +39,7 @@ FINISH = {
 ERRORS: dict[str, type[LlmError]] = {
     "invalid_request_error": BadRequest,
     "not_found_error": BadRequest,
-    "billing_error": BadRequest,
+    "billing_error": Unauthorized,
     "authentication_error": Unauthorized,
     "permission_error": Unauthorized,
     "rate_limit_error": RateLimited,
@@ -51,15 +51,15 @@ ERRORS: dict[str, type[LlmError]] = {
 class _Usage(msgspec.Struct, gc=False):
     """Counts so far; a later report repeats only some of them."""
 
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+    cache_read_input_tokens: float | None = None
+    cache_creation_input_tokens: float | None = None
     output_tokens_details: _Details | None = None
 
 
 class _Details(msgspec.Struct, gc=False):
-    thinking_tokens: int | None = None
+    thinking_tokens: float | None = None
 
 
 class _Block(msgspec.Struct, gc=False):
@@ -133,6 +133,7 @@ _Event: TypeAlias = _MessageStart | _BlockStart | _BlockDelta | _BlockStop | _Me
 _event: Callable[[bytes], _Event] = msgspec.json.Decoder(_Event).decode
 _whole = msgspec.json.Decoder(_Message).decode
 _any = msgspec.json.Decoder().decode
+_LARGEST = 2**53
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -317,15 +318,16 @@ class MessagesReading(NativeReading):
     def _counted(self, *, partial: bool) -> Usage:
         """The usage in OpenAI's terms: the prompt includes what a cache gave and took."""
         seen = self._usage
-        read, written = seen.cache_read_input_tokens, seen.cache_creation_input_tokens
-        prompt, completion = (seen.input_tokens or 0) + (read or 0) + (written or 0), seen.output_tokens or 0
+        read, written = _number(seen.cache_read_input_tokens), _number(seen.cache_creation_input_tokens)
+        prompt = (_number(seen.input_tokens) or 0) + (read or 0) + (written or 0)
+        completion = _number(seen.output_tokens) or 0
         details = seen.output_tokens_details
         return Usage(
             prompt,
             completion,
             prompt + completion,
             None if read is written is None else PromptTokens(read, written),
-            None if details is None else CompletionTokens(details.thinking_tokens),
+            None if details is None else CompletionTokens(_number(details.thinking_tokens)),
             partial,
         )
 
@@ -347,15 +349,23 @@ class MessagesReading(NativeReading):
         return BadAnswer(f"{self._who.provider} sent a malformed answer: {reason}", provider=self._who.provider)
 
 
-_KNOWN = {
-    "message",
-    "message_start",
-    "message_delta",
-    "message_stop",
-    "content_block_start",
-    "content_block_delta",
-    "content_block_stop",
-}
+_KNOWN = {"message", *(kind.__struct_config__.tag for kind in get_args(_Event))}
+
+
+def thinking_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """The block that an entry of `extra_content` gives back; empty for one spoiled, or cut before its signature."""
+    match entry:
+        case {"type": "thinking", "thinking": str(said), "signature": str(signed)} if signed:
+            return {"type": "thinking", "thinking": said, "signature": signed}
+        case {"type": "redacted_thinking", "data": str(data)} if data:
+            return {"type": "redacted_thinking", "data": data}
+        case _:
+            return {}
+
+
+def _number(count: float | None) -> int | None:
+    """A count that may have come as a float."""
+    return None if count is None or abs(count) >= _LARGEST else int(count)
 
 
 def _finish(reason: str | None) -> str | None:

@@ -26,6 +26,7 @@ from penstock.net import HttpError, Secret
 
 BY_STATUS: dict[int, type[LlmError]] = {
     401: Unauthorized,
+    402: Unauthorized,
     403: Unauthorized,
     408: TimedOut,
     409: Unavailable,
@@ -44,7 +45,16 @@ BY_CODE: dict[str, type[LlmError]] = {
     "insufficient_quota": RateLimited,
     "server_error": Unavailable,
     "overloaded_error": Unavailable,
+    "billing_error": Unauthorized,
+    "billing_hard_limit_reached": Unauthorized,
+    "billing_not_active": Unauthorized,
+    "model_not_found": BadRequest,
+    "not_found_error": BadRequest,
+    "model_decommissioned": BadRequest,
+    "invalid_model": BadRequest,
 }
+NO_MODEL = {code for code, kind in BY_CODE.items() if kind is BadRequest}
+"""Codes of a service that has no such model, or no longer."""
 # Google's words (https://cloud.google.com/apis/design/errors), which come beside a number.
 BY_WORD: dict[str, type[LlmError]] = {
     "API_KEY_INVALID": Unauthorized,
@@ -61,6 +71,9 @@ SAYINGS: dict[str, str] = {
     "exceed context limit": "context_length_exceeded",
     "exceeds the maximum number of tokens": "context_length_exceeded",
     "content filtering policy": "content_filter",
+    "credit balance is too low": "billing_error",
+    "Model Not Exist": "model_not_found",
+    "is not a valid model ID": "model_not_found",
 }
 """Parts of what services say with status 400 where no code tells the kind, each with the code that is meant."""
 SPENT = {"insufficient_quota", "enforced_spend_limit_reached", "contract_spend_limit_reached"}
@@ -69,10 +82,14 @@ MAX_TEXT = 2000
 
 
 class Who(NamedTuple):
-    """Who answered, and the secrets that must not show in what is said of it."""
+    """Who answered, the secrets that must not show in what is said of it, and the model it is configured for.
+
+    `model` is empty where each request names its own: then it is the caller's mistake when there is no such model.
+    """
 
     provider: str
     secrets: tuple[Secret, ...] = ()
+    model: str = ""
 
 
 def from_status(status: int, headers: Mapping[str, str], body: bytes, *, who: Who) -> LlmError:
@@ -92,7 +109,11 @@ def from_said(
     status: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> LlmError:
-    """The error that a service's own error object means; `kind` when the object does not name a known one."""
+    """The error that a service's own error object means; `kind` when the object does not name a known one.
+
+    That there is no such model has the code `model_not_found` (of Google `NOT_FOUND`): it is `Unauthorized` where the
+    model is configured, as a key is, else `BadRequest`.
+    """
     headers = headers or {}
     detail = said.get("error", said) if is_object(said) else said
     fields: dict[str, Any] = _spread(detail) if is_object(detail) else {"message": detail}
@@ -108,6 +129,8 @@ def from_said(
     elif status is None and isinstance(fields.get("code"), int):
         kind = BY_STATUS.get(fields["code"]) or (BadRequest if 400 <= fields["code"] < 500 else Unavailable)
     said_code = fields.get("word", fields.get("code"))
+    if kind is BadRequest and (code in NO_MODEL or _is_of_the_model(fields, status)):
+        kind, said_code = Unauthorized if who.model else BadRequest, fields.get("word", "model_not_found")
     wait = _retry_after(headers)
     error = kind(
         _shown(fields.get("message") or fields.get("detail") or "no reason given", who) or "",
@@ -122,6 +145,12 @@ def from_said(
     if str(said_code) in SPENT:
         error.retryable = False
     return error
+
+
+def _is_of_the_model(fields: dict[str, Any], status: int | None) -> bool:
+    """Whether a 404 is of the model, or of the address: of nothing else that a request names, such as a file."""
+    code = fields.get("code")
+    return (status == 404 or code == 404) and not isinstance(code, str) and fields.get("param") in (None, "", "model")
 
 
 def _spread(fields: dict[str, Any]) -> dict[str, Any]:

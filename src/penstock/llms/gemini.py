@@ -18,14 +18,22 @@ from penstock.llms.answer import Reading
 from penstock.llms.gemini_wire import GeminiReading
 from penstock.llms.remote import RemoteLlm
 from penstock.llms.transport import Target
-from penstock.llms.turns import Media, Piece, Text, Turn, invalid, pieces, turns, unsupported
+from penstock.llms.turns import Media, Other, Piece, Text, Turn, invalid, pieces, turns, unsupported
 from penstock.messages import ChatRequest, is_array, is_object, merged
 
 UNSIGNED = "skip_thought_signature_validator"
 """Google's word for a call that came without a signature: from another model, or through a client that lost it."""
 _WITHOUT_LEVELS = re.compile(r"gemini-[12]\b")
 _SIGNED = re.compile(r"gemini-(?![12]\b)")
-_BUDGETS = {"minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
+_EFFORTS = {
+    "minimal": ("MINIMAL", 1024),
+    "low": ("LOW", 1024),
+    "medium": ("MEDIUM", 8192),
+    "high": ("HIGH", 24576),
+    "xhigh": ("HIGH", 24576),
+    "max": ("HIGH", 24576),
+}
+"""What `reasoning_effort` means: the level, and for models before Gemini 3 the tokens; 24576 is the most all take."""
 _MODES = {"none": "NONE", "required": "ANY"}
 _NAMES = {
     "temperature": "temperature",
@@ -51,13 +59,14 @@ _REFUSED = frozenset(
         "prediction",
         "prompt_cache_key",
         "prompt_cache_retention",
-        "safety_identifier",
         "systemInstruction",
         "system_instruction",
-        "user",
         "verbosity",
     )
 )
+UNSENT = frozenset(("safety_identifier", "stream_options", "user"))
+"""Fields that are left out whatever they hold: they change no answer."""
+_OBJECTS = frozenset(("generationConfig", "generation_config", "toolConfig", "tool_config"))
 _MEANINGLESS: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "functions": ([],),
@@ -81,6 +90,10 @@ class Gemini(RemoteLlm):
     of Google's own (`safetySettings`, `generationConfig`, its tools) go on as they are and win; what its wire cannot
     express is refused with `BadRequest` (status 400, code unsupported_parameter). System messages become one
     instruction, wherever they stand. What Google wants back in the next turn is in `extra_content`.
+
+    Left out, as it says nothing to these models: the fields `user`, `safety_identifier` and `stream_options`; the keys
+    of messages in `turns.UNSAID`, which SDKs put on the answers that they send back; `cache_control` of a part, and in
+    the result of a tool every key of a text part but its text.
     """
 
     provider = "gemini"
@@ -119,7 +132,7 @@ def _body(request: ChatRequest, fields: Mapping[str, Any], *, model: str) -> dic
     body: dict[str, Any] = _conversation(request, signed=bool(_SIGNED.match(model)))
     body["generationConfig"] = {}
     for name, value in sorted(fields.items(), key=_order):
-        if value is None or name == "stream_options" or value in _MEANINGLESS.get(name, ()):
+        if value is None or name in UNSENT or value in _MEANINGLESS.get(name, ()):
             continue
         if name in _REFUSED:
             raise unsupported("models of Google have nothing like it: leave it out", name)
@@ -127,6 +140,8 @@ def _body(request: ChatRequest, fields: Mapping[str, Any], *, model: str) -> dic
             body["generationConfig"][_NAMES[name]] = value
         elif name in _FIELDS:
             _join(body, _FIELDS[name](value, model))
+        elif name in _OBJECTS and not is_object(value):
+            raise invalid(f"{name} is an object, not {brief(value)}", name)
         else:
             _join(body, {name: value})
     if not body["generationConfig"]:
@@ -161,7 +176,7 @@ def _format(said: Any, _: str) -> dict[str, Any]:
     if kind == "json_object":
         return {"generationConfig": {"responseMimeType": "application/json"}}
     if kind != "json_schema":
-        raise unsupported(f"no format {kind!r}; known are text, json_object, json_schema", "response_format")
+        raise unsupported(f"no format {brief(kind)}; known are text, json_object, json_schema", "response_format")
     named = said.get("json_schema")
     if not is_object(named) or not is_object(named.get("schema")):
         raise invalid("a format json_schema has {'json_schema': {'name': ..., 'schema': {...}}}", "response_format")
@@ -172,12 +187,12 @@ def _effort(said: Any, model: str) -> dict[str, Any]:
     """How long a model may think: a level, or tokens for those before Gemini 3, of which none are none at all."""
     if said == "none":
         thinking: dict[str, Any] = {"thinkingBudget": 0}
-    elif not isinstance(said, str) or said not in _BUDGETS:
-        raise invalid(f"no effort {brief(said)}; known are none, {', '.join(_BUDGETS)}", "reasoning_effort")
-    elif _WITHOUT_LEVELS.match(model):
-        thinking = {"thinkingBudget": _BUDGETS[said], "includeThoughts": True}
+    elif not isinstance(said, str) or said not in _EFFORTS:
+        raise invalid(f"no effort {brief(said)}; known are none, {', '.join(_EFFORTS)}", "reasoning_effort")
     else:
-        thinking = {"thinkingLevel": said.upper(), "includeThoughts": True}
+        level, budget = _EFFORTS[said]
+        thinking = {"thinkingBudget": budget} if _WITHOUT_LEVELS.match(model) else {"thinkingLevel": level}
+        thinking["includeThoughts"] = True
     return {"generationConfig": {"thinkingConfig": thinking}}
 
 
@@ -244,9 +259,10 @@ def _calling(said: Any) -> dict[str, Any]:
 
 def _named(said: Any) -> str:
     function = said.get("function") if is_object(said) else None
-    if not is_object(function) or not function.get("name"):
+    name = function.get("name") if is_object(function) else None
+    if not isinstance(name, str) or not name:
         raise invalid(f"{brief(said)} names no function", "tool_choice")
-    return str(function["name"])
+    return name
 
 
 _FIELDS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
@@ -266,44 +282,57 @@ def _conversation(request: ChatRequest, *, signed: bool) -> dict[str, Any]:
     """The messages: system ones apart, the results of tools together, as the calls they answer were."""
     system: list[dict[str, Any]] = []
     contents: list[dict[str, Any]] = []
-    last = ""
+    told = False
     for turn in turns(request.messages):
         for key in turn.rest:
             raise unsupported("models of Google have nothing like it: leave it out", f"{turn.where}.{key}")
         if turn.role == "system":
             system += [_part(piece) for piece in turn.pieces]
-        elif turn.role == "assistant":
+            continue  # one that stands between two results does not part them
+        if turn.role == "assistant":
             contents.append({"role": "model", "parts": _said(turn, signed=signed)})
-        elif turn.role == "tool" and last == "tool":
+        elif turn.role == "tool" and told:
             contents[-1]["parts"].append(_result(turn))
         else:
             parts = [_result(turn)] if turn.role == "tool" else [_part(piece) for piece in turn.pieces]
             contents.append({"role": "user", "parts": parts})
-        last = turn.role
+        told = turn.role == "tool"
     return {"contents": contents, **({"systemInstruction": {"parts": system}} if system else {})}
 
 
 def _said(turn: Turn, *, signed: bool) -> list[dict[str, Any]]:
     """An earlier answer: what only Google knows, the texts, then the calls, each with the signature it came with."""
-    google = _google(turn.extra)
-    others = [one for one in google.get("parts") or () if is_object(one)]
+    signature, others = _google(turn.extra, turn.where)
     parts = [{key: value for key, value in one.items() if key != "index"} for one in others]
     parts += [_part(piece) for piece in turn.pieces if piece != Text("", piece.where, {})]
-    signature = google.get("thought_signature")
     if signature:
         if not parts or "text" not in parts[-1]:
             parts.append({"text": ""})
         parts[-1]["thoughtSignature"] = signature
     for number, call in enumerate(turn.calls):
         part: dict[str, Any] = {"functionCall": {"id": call.id, "name": call.name, "args": call.arguments}}
-        signature = _google(call.extra).get("thought_signature") or (UNSIGNED if signed and not number else None)
+        signature = _google(call.extra, call.where)[0] or (UNSIGNED if signed and not number else "")
         parts.append({**part, "thoughtSignature": signature} if signature else part)
     return parts or [{"text": ""}]
 
 
-def _google(extra: Any) -> dict[str, Any]:
-    found = extra.get("google") if is_object(extra) else None
-    return found if is_object(found) else {}
+def _google(extra: Any, where: str) -> tuple[str, list[dict[str, Any]]]:
+    """The signature and the parts of Google's own in the `extra_content` of a message or a call."""
+    where, google = f"{where}.extra_content", None
+    if extra is not None and not is_object(extra):
+        raise invalid("it is an object with the name of a provider as key", where)
+    if extra:
+        where, google = f"{where}.google", extra.get("google")
+    if google is None:
+        return "", []
+    if not is_object(google):
+        raise invalid("it is an object, sent back as it came", where)
+    signature, parts = google.get("thought_signature"), google.get("parts")
+    if not isinstance(signature, str | None):
+        raise invalid("it is a text, sent back as it came", f"{where}.thought_signature")
+    if parts is not None and not (is_array(parts) and all(is_object(part) for part in parts)):
+        raise invalid("it is a list of objects, sent back as it came", f"{where}.parts")
+    return signature or "", parts or []
 
 
 def _result(turn: Turn) -> dict[str, Any]:
@@ -312,7 +341,7 @@ def _result(turn: Turn) -> dict[str, Any]:
         raise invalid("there is no call of this id before it", f"{turn.where}.tool_call_id")
     text, shown = "", list[dict[str, Any]]()
     for piece in turn.pieces:
-        if isinstance(piece, Text) and not piece.rest:
+        if isinstance(piece, Text):
             text += piece.text
         else:
             shown.append(_part(piece))
@@ -329,11 +358,10 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _part(piece: Piece) -> dict[str, Any]:
-    """A part of a message; keys that OpenAI's wire does not have are Google's own."""
-    if isinstance(piece, Text):
-        return {"text": piece.text, **piece.rest}
-    if isinstance(piece, Media):
-        return {**_media(piece), **piece.rest}
+    """A part of a message; keys that OpenAI's wire does not have are Google's own, but for Anthropic's."""
+    if not isinstance(piece, Other):
+        part = {"text": piece.text} if isinstance(piece, Text) else _media(piece)
+        return {**part, **{key: value for key, value in piece.rest.items() if key != "cache_control"}}
     kind = str(piece.part["type"])
     said = piece.part.get(kind)
     if kind == "video_url" and is_object(said) and isinstance(said.get("url"), str):
@@ -353,10 +381,17 @@ def _media(media: Media) -> dict[str, Any]:
     elif "://" not in address:
         raise unsupported(f"{brief(address)} is no address: give that of the file at Google", media.where)
     else:
-        mime = media.mime or mimetypes.guess_type(urlsplit(address).path)[0]
+        mime = media.mime or _guessed(address, media.where)
         part = {"fileData": {"fileUri": address, **({"mimeType": mime} if mime else {})}}
     if media.detail in ("low", "high"):
         part["mediaResolution"] = {"level": f"MEDIA_RESOLUTION_{media.detail.upper()}"}
     elif media.detail not in ("", "auto"):
         raise unsupported(f"no detail {media.detail!r}; known are auto, low, high", media.where)
     return part
+
+
+def _guessed(address: str, where: str) -> str | None:
+    try:
+        return mimetypes.guess_type(urlsplit(address).path)[0]
+    except ValueError as error:
+        raise invalid(f"{brief(address)} is no address: {error}", where) from error

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from penstock.errors import BadAnswer, Refused
-from penstock.llms.answer import NativeReading, Whole
+from penstock.errors import BadAnswer, LlmError, Refused
+from penstock.llms.answer import Broke, NativeReading, Whole
 from penstock.llms.failures import Who, from_said
 from penstock.messages import (
     Chunk,
@@ -116,63 +116,83 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Choice:
-    """What must be remembered of one candidate between its chunks."""
+    """What must be remembered of one candidate between its chunks; `end` is its last word so far."""
 
-    __slots__ = ("calls", "others")
+    __slots__ = ("calls", "end", "others")
 
     def __init__(self) -> None:
         self.calls = self.others = 0
+        self.end: str | None = None
 
 
 class GeminiReading(NativeReading):
-    """Every event is a whole answer of its own, which holds the next parts of each candidate."""
+    """Every event is a whole answer of its own, which holds the next parts of each candidate.
 
-    __slots__ = ("_choices", "_finished", "_id", "_scored", "_who")
+    As some services write a reason to end into every event, the one that counts is told when the stream is at its end.
+    """
+
+    __slots__ = ("_choices", "_id", "_who")
 
     def __init__(self, who: Who) -> None:
         self._who = who
         self._choices: dict[int, _Choice] = {}
-        self._finished: set[int] = set()
         self._id = ""
-        self._scored = False
 
     def view(self, payload: bytes) -> Chunk | None:
         """The chunk that one event means; its usage is partial as long as a candidate goes on."""
         try:
             answer = _decoded(payload)
-            if answer.error or answer.prompt_feedback is not None:
-                self._check(answer, payload)
-            self._id = answer.response_id or self._id
-            choices = [self._choice(place, one, payload) for place, one in enumerate(answer.candidates)]
+            if answer.error:
+                raise from_said(_any(payload), who=self._who)
+            failure = self._failure(answer)
+            view = self._view(answer, payload, final=failure is not None)
         except _UNREADABLE as error:
             raise self._bad(f"sent a malformed answer: {error}") from error
-        counts = answer.usage_metadata
-        if not choices and counts is None:
-            return None
-        view = Chunk(choices, answer.response_id, None, None, answer.model_version)
-        if counts is not None:
-            view.usage = _usage(counts, partial=not self._finished or len(self._finished) < len(self._choices))
-        if self._scored:
-            view.raw, self._scored = _with_logprobs(answer.candidates), False
-        return view
+        if failure is None:
+            return view
+        raise failure if view is None else Broke(failure, view)
 
     def whole(self, body: bytes) -> Whole:
         """An unstreamed answer as one chunk."""
         view = self.view(body) or Chunk(choices=[])
-        if any(choice.finish_reason is None for choice in view.choices):
+        if view.choices and not self.complete:
             raise self._bad("sent an answer that has not ended")
+        self.close(view)
         raw, view.raw = view.raw, None
         return view, None, raw
 
-    def _check(self, answer: _Answer, payload: bytes) -> None:
-        """Raise what the service said in place of an answer, be it of the prompt."""
-        if answer.error:
-            raise from_said(_any(payload), who=self._who)
-        feedback = answer.prompt_feedback
+    def close(self, closing: Chunk) -> None:
+        """Give the choices of a last chunk the reasons they ended for."""
+        for choice in closing.choices:
+            known = self._choices[choice.index]
+            end = known.end or choice.finish_reason
+            choice.finish_reason = "tool_calls" if known.calls and end == "stop" else end
+
+    def _failure(self, answer: _Answer) -> LlmError | None:
+        """What the service said in place of an answer, or of the rest of one."""
+        name, feedback = self._who.provider, answer.prompt_feedback
         if feedback is not None and feedback.block_reason and not answer.candidates:
-            why = f": {feedback.block_reason_message}" if feedback.block_reason_message else ""
-            text = f"{self._who.provider} refused the prompt with {feedback.block_reason!r}{why}"
-            raise from_said({"message": text, "code": feedback.block_reason}, Refused, who=self._who)
+            text = f"{name} refused the prompt with {feedback.block_reason!r}{_why(feedback.block_reason_message)}"
+            return from_said({"message": text, "code": feedback.block_reason}, Refused, who=self._who)
+        for one in answer.candidates:
+            if one.finish_reason and one.finish_reason not in FINISHES:
+                text = f"{name} broke off its answer with {one.finish_reason!r}{_why(one.finish_message)}"
+                return from_said({"message": text, "code": one.finish_reason}, BadAnswer, who=self._who)
+        return None
+
+    def _view(self, answer: _Answer, payload: bytes, *, final: bool) -> Chunk | None:
+        self._id = answer.response_id or self._id
+        both = [(self._choice(place, one, payload), one) for place, one in enumerate(answer.candidates)]
+        both = [(choice, one) for choice, one in both if one.logprobs_result is not None or choice.delta != Delta()]
+        self.complete = bool(self._choices) and all(choice.end for choice in self._choices.values())
+        counts = answer.usage_metadata
+        usage = None if counts is None else _usage(counts, partial=not (final or self.complete))
+        if not both and usage is None:
+            return None
+        view = Chunk([choice for choice, _ in both], answer.response_id, None, None, answer.model_version, usage)
+        if any(one.logprobs_result is not None for _, one in both):
+            view.raw = _with_logprobs([one for _, one in both])
+        return view
 
     def _choice(self, place: int, said: _Candidate, payload: bytes) -> ChunkChoice:
         index = place if said.index is None else said.index
@@ -189,12 +209,13 @@ class GeminiReading(NativeReading):
                     _add_other(choice, delta, _any(payload)["candidates"][place]["content"]["parts"][number])
                 else:
                     _add_text(delta, part)
-        if said.logprobs_result is not None:
-            self._scored = True
+        if said.finish_reason:
+            choice.end = FINISHES.get(said.finish_reason)
+        elif delta.content or delta.reasoning or delta.tool_calls:
+            choice.end = None
         if said.grounding_metadata is not None:
             _add_extra(delta, {"grounding_metadata": said.grounding_metadata})
-        finish = self._finish(said, index) if said.finish_reason else None
-        return ChunkChoice(index=index, delta=delta, finish_reason=finish)
+        return ChunkChoice(index=index, delta=delta)
 
     def _call(self, choice: _Choice, part: _Part, call: _Call, index: int) -> ToolCallDelta:
         """A whole call. An id is derived where the service gives none: the same recorded answer has the same ids."""
@@ -210,17 +231,12 @@ class GeminiReading(NativeReading):
             extra_content={"google": {"thought_signature": signature}} if signature else None,
         )
 
-    def _finish(self, said: _Candidate, index: int) -> str:
-        reason = FINISHES.get(said.finish_reason or "")
-        if reason is None:
-            why = f": {said.finish_message}" if said.finish_message else ""
-            text = f"{self._who.provider} broke off its answer with {said.finish_reason!r}{why}"
-            raise from_said({"message": text, "code": said.finish_reason}, BadAnswer, who=self._who)
-        self._finished.add(index)
-        return "tool_calls" if reason == "stop" and self._choices[index].calls else reason
-
     def _bad(self, what: str) -> BadAnswer:
         return BadAnswer(f"{self._who.provider} {what}", provider=self._who.provider)
+
+
+def _why(said: str | None) -> str:
+    return f": {said}" if said else ""
 
 
 def _decoded(payload: bytes) -> _Answer:
@@ -261,10 +277,13 @@ def _add_extra(delta: Delta, said: dict[str, Any]) -> None:
     delta.extra_content = merged(delta.extra_content, {"google": said})
 
 
-def _usage(said: _Counts, *, partial: bool) -> Usage:
+def _usage(said: _Counts, *, partial: bool) -> Usage | None:
+    """The usage so far; None where nothing was counted, as beside what Google says of the traffic."""
     prompt = said.prompt_token_count + said.tool_use_prompt_token_count
     cached, thoughts = said.cached_content_token_count, said.thoughts_token_count
     completion = said.candidates_token_count + thoughts
+    if not prompt and not completion:
+        return None
     return Usage(
         prompt,
         completion,

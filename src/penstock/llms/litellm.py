@@ -21,6 +21,7 @@ from penstock.llms.answer import Answer
 from penstock.llms.base import BaseLlm, accounted
 from penstock.llms.failures import Who, from_status
 from penstock.llms.openai import ChatReading
+from penstock.llms.prices import prompt_tokens
 from penstock.llms.transport import Limits
 from penstock.messages import ChatReply, ChatRequest
 from penstock.net import Secret
@@ -98,15 +99,15 @@ class Litellm(BaseLlm):
         self.params = dict(params or {})
         self.secrets = (Secret(api_key, origin=base_url or ANYWHERE),) if api_key else ()
         self._where = {"api_key": api_key, "api_base": base_url}
-        self._who = Who(self.provider, self.secrets)
+        self._who = Who(self.provider, self.secrets, model)
 
     async def __call__(self, request: ChatRequest, run: Run, /) -> ChatReply:
         """Ask through LiteLLM, streamed or whole as it is wanted."""
         litellm = await asyncio.to_thread(_library)
         deadline = Deadline(self.limits.total_s, idle_s=self.limits.idle_s)
         fields = self._fields(request)
-        sent, cost = len(str(request.messages)), partial(self.cost, request)
-        answer = Answer(self._who, run, deadline, reading=ChatReading(self._who), sent=sent, cost=cost)
+        prompt, cost = partial(prompt_tokens, request), partial(self.cost, request)
+        answer = Answer(self._who, run, deadline, reading=ChatReading(self._who), prompt=prompt, cost=cost)
         try:
             async with accounted(answer.account), deadline:
                 said = await litellm.acompletion(**fields)

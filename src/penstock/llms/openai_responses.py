@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from reprlib import repr as brief
 from typing import Any
 
-from penstock.llms.turns import unsupported
-from penstock.messages import Message, is_array, is_object, text_of
+from penstock.llms.turns import UNSAID, invalid, unsupported
+from penstock.messages import Message, is_array, is_object
 
 ENCRYPTED = "reasoning.encrypted_content"
 _NO_WORDS = "the Responses API has nothing like it: leave it out, or ask a model with api: chat"
@@ -29,12 +30,12 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "web_search_options": (),
 }
-_READ = frozenset(("role", "content", "name", "extra_content"))
+_READ = frozenset(("role", "content", "extra_content", *UNSAID))
 _KEPT = ("id", "summary", "content", "encrypted_content")
 
 
 def fields_of(given: Mapping[str, Any], messages: Sequence[Message]) -> dict[str, Any]:
-    """The fields of a request without its model; raises `BadRequest` (`unsupported_parameter`) for what has no words.
+    """The fields of a request without its model; raises `BadRequest` (400) for what has no words or cannot be read.
 
     Nothing is stored at the service: reasoning is asked for in its encrypted form, which the next turn brings back. An
     empty `include` asks for none, as models without reasoning want it. Fields that are not known here pass as they are.
@@ -47,17 +48,32 @@ def fields_of(given: Mapping[str, Any], messages: Sequence[Message]) -> dict[str
     _reasoning(fields)
     _text(fields)
     if "tools" in fields:
-        fields["tools"] = [_tool(tool) for tool in fields["tools"]]
+        tools = _array(fields["tools"], "tools")
+        fields["tools"] = [_tool(_object(tool, f"tools[{n}]"), f"tools[{n}]") for n, tool in enumerate(tools)]
     if is_object(fields.get("tool_choice")):
         fields["tool_choice"] = _tool_choice(fields["tool_choice"])
-    options = {name: value for name, value in fields.pop("stream_options", {}).items() if name != "include_usage"}
-    if options:
-        fields["stream_options"] = options
-    include = fields.get("include", [ENCRYPTED])
+    options = _object(fields.pop("stream_options", {}), "stream_options")
+    if options.keys() - {"include_usage"}:
+        fields["stream_options"] = {name: value for name, value in options.items() if name != "include_usage"}
+    include = _array(fields.get("include", [ENCRYPTED]), "include")
     fields["include"] = [*include, ENCRYPTED] if include and ENCRYPTED not in include else include
     fields["store"] = False
-    fields["input"] = [item for n, message in enumerate(messages) for item in _items(n, message)]
+    fields["input"] = [item for n, message in enumerate(messages) for item in _items(message, f"messages[{n}]")]
     return fields
+
+
+def _object(said: object, where: str) -> dict[str, Any]:
+    """An object that is read here; raises `BadRequest` for anything else."""
+    if not is_object(said):
+        raise invalid(f"an object is needed, not {brief(said)}", where)
+    return said
+
+
+def _array(said: object, where: str) -> list[Any]:
+    """A list that is read here; raises `BadRequest` for anything else."""
+    if not is_array(said):
+        raise invalid(f"a list is needed, not {brief(said)}", where)
+    return said
 
 
 def _limit(fields: dict[str, Any]) -> None:
@@ -69,7 +85,7 @@ def _limit(fields: dict[str, Any]) -> None:
 
 def _reasoning(fields: dict[str, Any]) -> None:
     """One object of effort and summary; a summary is asked for unless there is no reasoning, or none is wanted."""
-    effort, reasoning = fields.pop("reasoning_effort", None), fields.pop("reasoning", {})
+    effort, reasoning = fields.pop("reasoning_effort", None), _object(fields.pop("reasoning", {}), "reasoning")
     if effort is not None:
         reasoning = {"effort": effort, **reasoning}
     if reasoning:
@@ -79,97 +95,125 @@ def _reasoning(fields: dict[str, Any]) -> None:
 
 
 def _text(fields: dict[str, Any]) -> None:
-    text: dict[str, Any] = dict(fields.pop("text", {}))
-    form = fields.pop("response_format", None)
-    if is_object(form):
-        text["format"] = {"type": form.get("type"), **(form.get("json_schema") or {})}
+    text = dict(_object(fields.pop("text", {}), "text"))
+    if "response_format" in fields:
+        form = _object(fields.pop("response_format"), "response_format")
+        schema: Any = form.get("json_schema") if form.get("type") == "json_schema" else {}
+        text["format"] = {**_object(schema, "response_format.json_schema"), "type": form.get("type")}
     if "verbosity" in fields:
         text["verbosity"] = fields.pop("verbosity")
     if text:
         fields["text"] = text
 
 
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
     """A function without the object around it; unlike the chat API this one is strict unless told otherwise."""
     if tool.get("type") == "custom":
         raise unsupported("tools of type 'custom' have calls that a chat client cannot be told", "tools")
-    function = tool.get("function")
-    if not is_object(function):
+    if tool.get("function") is None:
         return tool
-    return {"type": "function", "parameters": {"type": "object", "properties": {}}, "strict": False, **function}
+    function = _object(tool["function"], f"{where}.function")
+    return {"parameters": {"type": "object", "properties": {}}, "strict": False, **function, "type": "function"}
 
 
 def _tool_choice(choice: dict[str, Any]) -> dict[str, Any]:
-    kind = str(choice.get("type"))
-    inner = choice.get(kind)
-    if kind not in {"function", "allowed_tools"} or not is_object(inner):
+    kind = choice.get("type")
+    if kind not in ("function", "allowed_tools") or choice.get(kind) is None:
         return choice
-    if kind == "allowed_tools":
-        tools: list[dict[str, Any]] = inner.get("tools") or []
-        return {"type": kind, **inner, "tools": [_named(tool) for tool in tools]}
-    return {"type": kind, **inner}
+    where = f"tool_choice.{kind}"
+    inner = _object(choice[kind], where)
+    if kind == "function":
+        return {**inner, "type": kind}
+    tools = _array(inner.get("tools"), f"{where}.tools")
+    return {**inner, "type": kind, "tools": [_named(tool, f"{where}.tools[{n}]") for n, tool in enumerate(tools)]}
 
 
-def _named(tool: dict[str, Any]) -> dict[str, Any]:
-    return {"type": tool.get("type"), **(tool.get("function") or {})}
+def _named(tool: object, where: str) -> dict[str, Any]:
+    allowed = _object(tool, where)
+    if allowed.get("function") is None:
+        return allowed
+    return {**_object(allowed["function"], f"{where}.function"), "type": allowed.get("type")}
 
 
-def _items(number: int, message: Message) -> list[dict[str, Any]]:
-    """The items that a message becomes; keys that are not known stay on it."""
-    role, where = message.get("role"), f"messages[{number}]"
+def _items(said: Message, where: str) -> list[dict[str, Any]]:
+    """The items that a message becomes; keys that are not known stay on it, without those in `UNSAID`."""
+    message = _object(said, where)
+    role = message.get("role")
     if role == "function":
         raise unsupported("the role 'function' is not supported: send role 'tool'", f"{where}.role")
     if role == "tool":
+        if not isinstance(message.get("tool_call_id"), str):
+            raise invalid("a tool's result names its call", f"{where}.tool_call_id")
         output = _content(message, where)
-        return [{"type": "function_call_output", "call_id": message.get("tool_call_id"), "output": output}]
-    if message.get("name"):
-        raise unsupported("a message of the Responses API has no name", f"{where}.name")
+        return [{"type": "function_call_output", "call_id": message["tool_call_id"], "output": output}]
     if role == "assistant":
-        return _turn(message)
+        return _turn(message, where)
     rest = {key: value for key, value in message.items() if key not in _READ and value is not None}
-    return [{"type": "message", "role": role, "content": _content(message, where), **rest}]
+    return [{**rest, "type": "message", "role": role, "content": _content(message, where)}]
 
 
-def _turn(message: Message) -> list[dict[str, Any]]:
+def _turn(message: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """What the model said before: text and calls, and its reasoning at the places where that stood between them."""
-    said: list[dict[str, Any]] = []
-    text = text_of(message) or _refusal(message)
-    if text:
-        said.append({"type": "message", "role": "assistant", "content": text})
-    for call in message.get("tool_calls") or ():
-        if "function" not in call:
-            raise unsupported("only calls of functions can be sent", "messages")
-        said.append({"type": "function_call", "call_id": call["id"], **call["function"]})
-    for thought in sorted(_thoughts(message), key=lambda entry: entry.get("index") or 0):
+    text = _spoken(message, where)
+    items: list[dict[str, Any]] = [{"type": "message", "role": "assistant", "content": text}] if text else []
+    calls = _array(message.get("tool_calls") or [], f"{where}.tool_calls")
+    items += [_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(calls)]
+    thoughts = _thoughts(message, f"{where}.extra_content")
+    for place, thought in sorted(thoughts, key=lambda pair: pair[0]):
         item = {name: thought[name] for name in _KEPT if thought.get(name) is not None}
-        said.insert(thought.get("index") or 0, {"type": "reasoning", "summary": [], **item})
-    while said and said[-1]["type"] == "reasoning":  # one that nothing follows is not accepted
-        said.pop()
-    return said
+        items.insert(min(place, len(items)), {"type": "reasoning", "summary": [], **item})
+    while items and items[-1]["type"] == "reasoning":  # one that nothing follows is not accepted
+        items.pop()
+    return items
 
 
-def _refusal(message: Message) -> str:
-    """The words in which the model refused, where it did: here they are a text like any other."""
+def _spoken(message: dict[str, Any], where: str) -> str:
+    """The model's text, else the words in which it refused: here they are a text like any other."""
     content = message.get("content")
-    parts = [part for part in content if is_object(part)] if is_array(content) else []
-    return str(message.get("refusal") or "") or "".join(str(part.get("refusal") or "") for part in parts)
+    if content is not None and not isinstance(content, str):
+        parts = [_object(part, f"{where}.content[{n}]") for n, part in enumerate(_array(content, f"{where}.content"))]
+        for n, part in enumerate(parts):
+            if part.get("type") not in ("text", "output_text", "refusal"):
+                raise unsupported("what the model said before can be text only", f"{where}.content[{n}]")
+        content = "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
+    return content or str(message.get("refusal") or "")
 
 
-def _thoughts(message: Message) -> list[dict[str, Any]]:
-    """The reasoning that an answer of this wire left with its client."""
-    own = (message.get("extra_content") or {}).get("openai")
-    kept = own.get("reasoning") if is_object(own) else None
-    return [entry for entry in kept if is_object(entry)] if is_array(kept) else []
+def _call(said: object, where: str) -> dict[str, Any]:
+    call = _object(said, where)
+    if "function" not in call:
+        raise unsupported("only calls of functions can be sent", where)
+    function = _object(call["function"], f"{where}.function")
+    if not isinstance(call.get("id"), str):
+        raise invalid("a call has an id, which its result names", f"{where}.id")
+    return {**function, "type": "function_call", "call_id": call["id"]}
 
 
-def _content(message: Message, where: str) -> str | list[dict[str, Any]]:
+def _thoughts(message: dict[str, Any], where: str) -> list[tuple[int, dict[str, Any]]]:
+    """The reasoning that an answer of this wire left with its client, each with its place among the items."""
+    own: Any = _object(message.get("extra_content") or {}, where).get("openai") or {}
+    where = f"{where}.openai"
+    kept = _array(_object(own, where).get("reasoning") or [], f"{where}.reasoning")
+    return [_placed(entry, f"{where}.reasoning[{n}]") for n, entry in enumerate(kept)]
+
+
+def _placed(said: object, where: str) -> tuple[int, dict[str, Any]]:
+    entry = _object(said, where)
+    place = entry.get("index") or 0
+    if not isinstance(place, int) or place < 0:
+        raise invalid(f"an index counts from 0, not {brief(place)}", f"{where}.index")
+    return place, entry
+
+
+def _content(message: dict[str, Any], where: str) -> str | list[dict[str, Any]]:
     content = message.get("content")
     if content is None or isinstance(content, str):
         return content or ""
-    return [_part(part, f"{where}.content[{n}]") for n, part in enumerate(content)]
+    return [_part(part, f"{where}.content[{n}]") for n, part in enumerate(_array(content, f"{where}.content"))]
 
 
-def _part(part: dict[str, Any], place: str) -> dict[str, Any]:
+def _part(said: object, place: str) -> dict[str, Any]:
+    part = _object(said, place)
     kind = part.get("type")
     inner = part.get(str(kind))
     if kind == "text":

@@ -26,6 +26,7 @@ from penstock.messages import (
 )
 
 OBJECT = "chat.completion.chunk"
+REFUSAL = "response.refusal.delta"
 # The codes that a response fails with, where they mean neither a wrong request nor what `failures` knows.
 _CODES: dict[str | None, type[LlmError]] = {
     None: Unavailable,
@@ -44,7 +45,7 @@ class _Why(msgspec.Struct, gc=False):
 
 
 class _Response(msgspec.Struct, gc=False):
-    """A response as its events tell it: they repeat the whole of it, most of which is passed over."""
+    """A response as its events tell it: they repeat the whole of it, with what was asked, which is passed over."""
 
     id: str | None = None
     model: str | None = None
@@ -53,15 +54,18 @@ class _Response(msgspec.Struct, gc=False):
     error: Any = None
     incomplete_details: _Why | None = None
     usage: Any = None
+    output: Any = None
 
 
 class _Whole(_Response, gc=False):
-    output: list[dict[str, Any]] = msgspec.field(default_factory=list[dict[str, Any]])
+    output: list[dict[str, Any]] = []
 
 
 class _Event(msgspec.Struct, gc=False):
     type: str = ""
     delta: str | None = None
+    text: str | None = None
+    arguments: str | None = None
     output_index: int | None = None
     item_id: str | None = None
     content_index: int | None = None
@@ -97,12 +101,15 @@ class ResponsesReading(NativeReading):
         "_calls",
         "_created",
         "_id",
+        "_kept",
         "_model",
         "_order",
         "_part",
         "_place",
+        "_said",
         "_silent",
         "_spoke",
+        "_thought",
         "_told",
         "_who",
         "done",
@@ -113,6 +120,7 @@ class ResponsesReading(NativeReading):
         self._id: str | None = None
         self._created: int | None = None
         self._silent, self._spoke = True, False
+        self._said = self._thought = self._kept = False
         self._place = 0
         self._calls: dict[Key, int] = {}
         self._told: set[Key] = set()
@@ -143,10 +151,14 @@ class ResponsesReading(NativeReading):
             raise malformed(self._who, str(error)) from error
         self._learn(answer)
         finish, usage = self._ending(answer)
-        deltas = [delta for n, item in enumerate(answer.output) if (delta := self._rest(n, item)) is not None]
-        view = self._view(_joined(deltas), self._finish_of(finish))
+        view = self._view(self.all_of(answer.output), self._finish_of(finish))
         view.usage = usage
         return view, None, None
+
+    def close(self, closing: Chunk) -> None:
+        """The end mark of another wire ends no answer of this one."""
+        del closing
+        raise BadAnswer(f"{self._who.provider} cut off its answer", provider=self._who.provider)
 
     def _view(self, delta: Delta, finish: str | None = None) -> Chunk:
         if self._silent:
@@ -156,20 +168,17 @@ class ResponsesReading(NativeReading):
         return Chunk([ChunkChoice(delta=delta, finish_reason=finish)], self._id, OBJECT, self._created, self._model)
 
     def _text(self, event: _Event) -> Chunk | None:
-        if not event.delta:
+        text = event.delta or (None if self._said else event.text)
+        if not text:
             return None
+        self._said = True
         self._told.add(event.key)
-        return self._view(Delta(None, event.delta))
+        return self._view(Delta(refusal=text) if event.type == REFUSAL else Delta(None, text))
 
-    def _refusal(self, event: _Event) -> Chunk | None:
+    def _reasoning(self, event: _Event) -> Chunk | None:
         if not event.delta:
             return None
-        self._told.add(event.key)
-        return self._view(Delta(refusal=event.delta))
-
-    def _thought(self, event: _Event) -> Chunk | None:
-        if not event.delta:
-            return None
+        self._thought = True
         self._told.add(event.key)
         text = self._parted(event.delta, (event.key, event.summary_index, event.content_index))
         return self._view(Delta(reasoning_content=text, reasoning=text))
@@ -180,13 +189,16 @@ class ResponsesReading(NativeReading):
         return text if last is None or last == part else f"\n\n{text}"
 
     def _arguments(self, event: _Event) -> Chunk | None:
-        if not event.delta:
+        text = event.delta or (None if event.key in self._told else event.arguments)
+        if not text:
             return None
-        self._told.add(event.key)
         index = self._calls.get(event.key)
         if index is None:
+            if event.delta is None:  # the whole call may come yet, with its name
+                return None
             raise malformed(self._who, "arguments of a call that has not begun")
-        return self._called(ToolCallDelta(index, function=FunctionDelta(None, event.delta)))
+        self._told.add(event.key)
+        return self._called(ToolCallDelta(index, function=FunctionDelta(None, text)))
 
     def _called(self, piece: ToolCallDelta) -> Chunk | None:
         ready = self._order.feed([piece])
@@ -202,7 +214,32 @@ class ResponsesReading(NativeReading):
             return None
         if delta.tool_calls:
             delta.tool_calls = self._order.feed(delta.tool_calls)
+        self._said = self._said or bool(delta.content or delta.refusal)
+        self._thought = self._thought or bool(delta.reasoning)
+        self._kept = self._kept or bool(delta.extra_content)
         return self._view(delta)
+
+    def all_of(self, output: list[dict[str, Any]]) -> Delta:
+        """All that the items of an answer say."""
+        return _joined([delta for n, item in enumerate(output) if (delta := self._rest(n, item)) is not None])
+
+    def _missed(self, output: list[dict[str, Any]]) -> Delta:
+        """What the end tells and no event told before: each call; text and reasoning only where there was none yet.
+
+        Calls are counted, as some services name an item anew in each event.
+        """
+        delta = ResponsesReading(self._who, "").all_of(output)
+        if self._said:
+            delta.content = delta.refusal = None
+        if self._thought:
+            delta.reasoning_content = delta.reasoning = None
+        if self._kept:
+            delta.extra_content = None
+        calls = [item for item in output if item.get("type") == "function_call"]
+        keys = [*self._calls, *(f"end {n}" for n in range(len(self._calls), len(calls)))]
+        rest = [self._called_whole(key, item) for key, item in zip(keys, calls, strict=False) if key not in self._told]
+        delta.tool_calls = [*self._order.feed(rest), *self._order.end()] or None
+        return delta
 
     def _begun(self, key: Key, item: dict[str, Any], arguments: str) -> ToolCallDelta:
         index = self._calls[key] = len(self._calls)
@@ -220,6 +257,7 @@ class ResponsesReading(NativeReading):
             return self._reasoned(key, item)
         if kind == "function_call":
             self._place += 1
+            self._told.add(key)
             return None if told else Delta(tool_calls=[self._called_whole(key, item)])
         if kind != "message":  # of the service's own tools nothing is told to a chat client
             return None
@@ -254,8 +292,7 @@ class ResponsesReading(NativeReading):
         self._learn(response)
         finish, usage = self._ending(response)
         self.done = True
-        pieces = self._order.end()
-        view = self._view(Delta(tool_calls=pieces or None), self._finish_of(finish))
+        view = self._view(self._missed(objects(response.output)), self._finish_of(finish))
         view.usage = usage
         return view
 
@@ -293,10 +330,12 @@ class ResponsesReading(NativeReading):
 
     _READ: ClassVar[dict[str, Callable[[Any, _Event], Chunk | None]]] = {
         "response.output_text.delta": _text,
+        "response.output_text.done": _text,
         "response.function_call_arguments.delta": _arguments,
-        "response.reasoning_summary_text.delta": _thought,
-        "response.reasoning_text.delta": _thought,
-        "response.refusal.delta": _refusal,
+        "response.function_call_arguments.done": _arguments,
+        "response.reasoning_summary_text.delta": _reasoning,
+        "response.reasoning_text.delta": _reasoning,
+        REFUSAL: _text,
         "response.output_item.added": _added,
         "response.output_item.done": _ended,
         "response.created": _begins,

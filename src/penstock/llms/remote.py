@@ -14,7 +14,7 @@ from penstock.errors import BadRequest, LlmError, UnknownName, UsageError
 from penstock.llms.answer import MOST_WHOLE, Answer, Reading
 from penstock.llms.base import BaseLlm, accounted
 from penstock.llms.failures import Who, from_status
-from penstock.llms.prices import LOCAL, ModelInfo, Price
+from penstock.llms.prices import LOCAL, ModelInfo, Price, prompt_tokens
 from penstock.llms.services import SERVICES, Service
 from penstock.llms.transport import Exchange, Limits, Target
 from penstock.messages import ChatReply, ChatRequest
@@ -85,7 +85,7 @@ class RemoteLlm(BaseLlm, ABC):
             raise UsageError(f"{row.name} cannot be called: {error}") from error
         hidden = tuple(Secret(value, origin=address) for value in (headers or {}).values())
         self.secrets = hidden if self.secret is None else (self.secret, *hidden)
-        self._who = Who(self.provider, self.secrets)
+        self._who = Who(self.provider, self.secrets, model)
 
     @abstractmethod
     def _body(self, request: ChatRequest) -> bytes:
@@ -105,7 +105,7 @@ class RemoteLlm(BaseLlm, ABC):
         deadline = Deadline(self.limits.total_s, idle_s=self.limits.idle_s)
         body, target = self._body(request), self._target_of(request)
         reading, cost = self._reading(request), partial(self.cost, request)
-        answer = Answer(self._who, run, deadline, reading=reading, sent=len(body), cost=cost)
+        answer = Answer(self._who, run, deadline, reading=reading, prompt=partial(prompt_tokens, request), cost=cost)
         exchange = Exchange(target, headers=self._head(target.url, run.span), body=body)
         try:
             async with accounted(answer.account), deadline, exchange:

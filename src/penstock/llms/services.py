@@ -24,6 +24,8 @@ class Service:
     headers: tuple[tuple[str, str], ...] = ()
     usage_on_request: bool = True
     """Whether a stream carries usage only when `stream_options.include_usage` asks for it."""
+    takes_reasoning: bool = True
+    """Whether messages may bring reasoning and `extra_content` back; a service that refuses them is not sent them."""
 
     @property
     def key_envs(self) -> tuple[str, ...]:
@@ -34,7 +36,7 @@ class Service:
 SERVICES: dict[str, Service] = {
     row.name: row
     for row in (
-        Service("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+        Service("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", "OPENAI_BASE_URL", takes_reasoning=False),
         Service(
             "anthropic",
             "https://api.anthropic.com/v1",
@@ -62,14 +64,22 @@ SERVICES: dict[str, Service] = {
             "AZURE_OPENAI_ENDPOINT",
             key_header="api-key",
             base_suffix="/openai/v1",
+            takes_reasoning=False,
         ),
         Service("ollama", "http://127.0.0.1:11434/v1", base_env="OLLAMA_BASE_URL", local=True),
         Service("vllm", "http://127.0.0.1:8000/v1", "VLLM_API_KEY", "VLLM_BASE_URL", local=True),
         Service("llamacpp", "http://127.0.0.1:8080/v1", "LLAMA_API_KEY", "LLAMACPP_BASE_URL", local=True),
         Service("lmstudio", "http://127.0.0.1:1234/v1", base_env="LMSTUDIO_BASE_URL", local=True),
         Service("openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", "OPENROUTER_BASE_URL"),
-        Service("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY", "GROQ_BASE_URL"),
-        Service("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY", "MISTRAL_BASE_URL", usage_on_request=False),
+        Service("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY", "GROQ_BASE_URL", takes_reasoning=False),
+        Service(
+            "mistral",
+            "https://api.mistral.ai/v1",
+            "MISTRAL_API_KEY",
+            "MISTRAL_BASE_URL",
+            usage_on_request=False,
+            takes_reasoning=False,
+        ),
         Service("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", "DEEPSEEK_BASE_URL"),
         Service("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY", "TOGETHER_BASE_URL"),
         Service("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", "FIREWORKS_BASE_URL"),

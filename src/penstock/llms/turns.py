@@ -1,11 +1,13 @@
-"""Reads the messages of an OpenAI chat request for wires of other kinds: parts, calls and results as plain values.
+"""Reads the messages of an OpenAI chat request for wires of other kinds, as plain values.
 
-Nothing is dropped here: keys that are not known travel in `rest`. What cannot be read is a `BadRequest` (status 400)
-whose `param` says where: `messages[3].content[1]`.
+Nothing is dropped here but `UNSAID`: keys that are not known travel in `rest`. What cannot be read is a `BadRequest`
+(status 400) whose `param` says where: `messages[3].content[1]`.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import mimetypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from reprlib import repr as brief
@@ -17,8 +19,20 @@ import msgspec
 from penstock.errors import BadRequest
 from penstock.messages import Message, is_array, is_object
 
-_ECHOED = {"reasoning", "reasoning_content", "reasoning_details", "annotations"}
 _KNOWN = {"role", "content", "tool_calls", "tool_call_id", "extra_content", "refusal"}
+UNSAID = {
+    "annotations",  # of an answer that cited the web
+    "name",  # of a speaker; frameworks of agents write it on every message
+    "parsed",  # what the OpenAI SDK read out of an answer
+    "provider_specific_fields",  # with `thinking_blocks`, what LiteLLM adds to an answer
+    "reasoning",
+    "reasoning_content",
+    "reasoning_details",
+    "thinking_blocks",
+}
+"""The keys of messages that `turns` leaves out, whatever they hold: SDKs and frameworks put them there, they say
+nothing to a model of another wire. What a provider wants back stands in `extra_content`. A null (`audio: null`,
+`function_call: null`) is left out under any key."""
 _decode = msgspec.json.Decoder().decode
 
 
@@ -46,6 +60,13 @@ class Media(NamedTuple):
     name: str = ""
     detail: str = ""
 
+    def decoded(self) -> str:
+        """The text of a file that came with its data."""
+        try:
+            return base64.b64decode(self.data, validate=True).decode()
+        except (binascii.Error, UnicodeError) as error:
+            raise invalid("the text of the file is not UTF-8 in base64", self.where) from error
+
 
 class Other(NamedTuple):
     """A part of a type that OpenAI's wire does not have: perhaps the native one, to be sent on as it is."""
@@ -71,8 +92,7 @@ class Turn(NamedTuple):
     """One message. A `developer` one has the role system.
 
     `call_id` and `function` say which call a tool's result is for. `extra` is its `extra_content`, `rest` are the keys
-    that OpenAI's wire does not have or that most others lack (`name`); reasoning that a client echoes is not in it, as
-    only what `extra` holds can be given back.
+    that OpenAI's wire does not have, or most others lack; none of `UNSAID`.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -96,7 +116,7 @@ def invalid(text: str, param: str) -> BadRequest:
 
 
 def turns(messages: Iterable[Message]) -> Iterator[Turn]:
-    """The messages one by one, each as OpenAI's wire means it."""
+    """The messages one by one, each as OpenAI's wire means it, without the keys in `UNSAID`."""
     functions: dict[str, str] = {}
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -135,8 +155,8 @@ def arguments_of(text: object) -> dict[str, Any]:
 def _turn(message: dict[str, Any], where: str, functions: dict[str, str]) -> Turn:
     role = message.get("role")
     parts = pieces(message.get("content"), f"{where}.content")
-    extra = message.get("extra_content")
-    rest = {key: value for key, value in message.items() if key not in _KNOWN and value is not None}
+    extra = _extra(message, where)
+    rest = {key: value for key, value in message.items() if key not in _KNOWN | UNSAID and value is not None}
     match role:
         case "system" | "developer":
             return Turn("system", parts, where, extra=extra, rest=rest)
@@ -144,15 +164,13 @@ def _turn(message: dict[str, Any], where: str, functions: dict[str, str]) -> Tur
             return Turn("user", parts, where, extra=extra, rest=rest)
         case "assistant":
             if message.get("refusal"):
-                parts.append(Text(str(message["refusal"]), f"{where}.refusal", {}))
-            rest = {key: value for key, value in rest.items() if key not in _ECHOED}
+                parts.append(Text(_text(message, "refusal", f"{where}.refusal"), f"{where}.refusal", {}))
             return Turn("assistant", parts, where, calls=_calls(message, where), extra=extra, rest=rest)
         case "tool":
             call_id = message.get("tool_call_id")
             if not isinstance(call_id, str):
                 raise invalid("a tool's result names its call", f"{where}.tool_call_id")
-            function = functions.get(call_id) or str(rest.get("name") or "")
-            rest.pop("name", None)
+            function = functions.get(call_id) or _text(message, "name", f"{where}.name")
             return Turn("tool", parts, where, call_id=call_id, function=function, extra=extra, rest=rest)
         case "function":
             raise unsupported("the role 'function' is not supported: send role 'tool'", f"{where}.role")
@@ -173,10 +191,8 @@ def _call(call: object, where: str) -> Call:
     function = call.get("function") if is_object(call) else None
     if not is_object(call) or not is_object(function):
         raise unsupported("only calls of functions can be sent: {'type': 'function', 'function': {...}}", where)
-    name = str(function.get("name") or "")
-    return Call(
-        str(call.get("id") or ""), name, arguments_of(function.get("arguments")), call.get("extra_content"), where
-    )
+    name, arguments = _text(function, "name", where), arguments_of(function.get("arguments"))
+    return Call(_text(call, "id", where), name, arguments, _extra(call, where), where)
 
 
 def _piece(part: object, where: str) -> Piece:
@@ -186,7 +202,7 @@ def _piece(part: object, where: str) -> Piece:
     rest = {key: value for key, value in part.items() if key not in ("type", kind) and value is not None}
     match kind:
         case "text" | "refusal":
-            return Text(str(part.get(kind) or ""), where, rest)
+            return Text(_text(part, kind, where), where, rest)
         case "image_url" | "file" | "input_audio":
             said = part.get(kind)
             if kind == "image_url" and isinstance(said, str):
@@ -202,17 +218,31 @@ def _piece(part: object, where: str) -> Piece:
 
 def _media(kind: str, said: dict[str, Any], where: str, rest: dict[str, Any]) -> Media:
     if kind == "input_audio":
-        return Media(
-            "audio", where, rest, mime=f"audio/{said.get('format') or 'wav'}", data=str(said.get("data") or "")
-        )
+        mime = f"audio/{_text(said, 'format', where) or 'wav'}"
+        return Media("audio", where, rest, mime=mime, data=_text(said, "data", where))
     if kind == "image_url":
-        mime, data, url = _located(str(said.get("url") or ""), where)
-        return Media("image", where, rest, mime=mime, data=data, url=url, detail=str(said.get("detail") or ""))
-    name = str(said.get("filename") or "")
-    if said.get("file_id"):
-        return Media("file", where, rest, file_id=str(said["file_id"]), name=name)
-    mime, data, url = _located(str(said.get("file_data") or ""), where)
+        mime, data, url = _located(_text(said, "url", where), where)
+        return Media("image", where, rest, mime=mime, data=data, url=url, detail=_text(said, "detail", where))
+    name = _text(said, "filename", where)
+    if file_id := _text(said, "file_id", where):
+        return Media("file", where, rest, file_id=file_id, name=name)
+    mime, data, url = _located(_text(said, "file_data", where), where)
     return Media("file", where, rest, mime=mime or mimetypes.guess_type(name)[0] or "", data=data, url=url, name=name)
+
+
+def _text(said: dict[str, Any], key: str, where: str) -> str:
+    """A field that is a text; empty where it is missing."""
+    value = said.get(key)
+    if value is not None and not isinstance(value, str):
+        raise invalid(f"{key} is a text, not {brief(value)}", where)
+    return value or ""
+
+
+def _extra(said: dict[str, Any], where: str) -> dict[str, Any] | None:
+    extra = said.get("extra_content")
+    if extra is not None and not is_object(extra):
+        raise invalid(f"extra_content is an object, not {brief(extra)}", f"{where}.extra_content")
+    return extra
 
 
 def _located(address: str, where: str) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from penstock.errors import PenstockError, Transient, Unauthorized, Unavailable, UsageError
 from penstock.events import Switched
-from penstock.policies.fallback import failed_before, noted, worth_another
+from penstock.policies.fallback import failed_before, noted, telling, worth_another
 from penstock.policies.retry import Start
 from penstock.run import Executor, Run
 
@@ -99,7 +99,8 @@ def balance(deployments: Sequence[Deployment], *, cooldown_s: float = 30.0) -> E
 
     One that fails in passing, or does not accept its key, cools: for the `retry_after` of its error, else for
     `cooldown_s`. Before any part of an answer was told the call goes on with the next one, which tells `Switched`; each
-    is tried once at most, and the last error is raised, with the earlier ones as its notes. When all cool, the one that
+    is tried once at most, and at last an error is raised as by `fallback`. A field that only one has no words for leads
+    to the next one and cools nobody. When all cool, the one that
     is due first is tried nevertheless, of those that did not say themselves when to come back; where all said so,
     `Unavailable` is raised, whose `retry_after` is the time until the first is due. A cancelled call decides nothing.
 
@@ -112,7 +113,7 @@ def balance(deployments: Sequence[Deployment], *, cooldown_s: float = 30.0) -> E
         order = pool.order()
         if (place := next(order, None)) is None:
             raise pool.refusal()
-        start, earlier = Start.of(run), list[str]()
+        start, notes, earlier = Start.of(run), list[str](), list[PenstockError]()
         heard = run.telling(start.tell)
         while True:
             cooling = place.assumed
@@ -121,13 +122,15 @@ def balance(deployments: Sequence[Deployment], *, cooldown_s: float = 30.0) -> E
             except PenstockError as error:
                 if not start.cancelled:
                     pool.failed(place, error)
-                noted(error, earlier)
+                noted(error, notes)
                 if start.over or not worth_another(error):
                     raise
-                earlier.append(failed_before(repr(place.name), error))
+                notes.append(failed_before(repr(place.name), error))
                 if (place := next(order, None)) is None:
-                    pool.hasten(error)
-                    raise
+                    best = telling(error, earlier)
+                    pool.hasten(best)
+                    raise best  # noqa: B904  # it is raised as it was
+                earlier.append(error)
                 await run.emit(Switched(to=place.name, error=error))
             else:
                 if place.assumed == cooling:  # nothing failed there since: it works again

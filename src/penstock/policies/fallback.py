@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, TypeVar
 
-from penstock.errors import BadAnswer, PenstockError, Transient, Unauthorized
+from penstock.errors import BadAnswer, BadRequest, PenstockError, Transient, Unauthorized
 from penstock.events import Switched
 from penstock.policies import Policy
 from penstock.policies.retry import Start
@@ -17,14 +17,37 @@ Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
+OF_ONE_MODEL = {"unsupported_parameter", "model_not_found", "NOT_FOUND"}
+"""The codes of a `BadRequest` that speaks of one model, not of the request: a field it has no words for, its name."""
+
+
 def worth_another(error: Exception) -> bool:
     """Whether another executor may do better: not where the caller is at fault, nor where a limit of ours refused.
 
-    So it is after `Transient`, `Unauthorized` and `BadAnswer`, and after whatever else says that it is `retryable`.
+    So it is after `Transient`, `Unauthorized` and `BadAnswer`, after a `BadRequest` that only one model has to do with
+    (`OF_ONE_MODEL`), and after whatever else says that it is `retryable`.
     """
-    if isinstance(error, Transient | Unauthorized | BadAnswer):
+    if isinstance(error, Transient | Unauthorized | BadAnswer) or only_of_one(error):
         return True
     return isinstance(error, PenstockError) and error.retryable
+
+
+def only_of_one(error: Exception) -> bool:
+    """Whether an error says that one model cannot take a request that another may."""
+    return isinstance(error, BadRequest) and error.code in OF_ONE_MODEL
+
+
+def telling(error: PenstockError, earlier: Sequence[PenstockError]) -> PenstockError:
+    """The error to raise where all have failed: the last one, unless that one is `only_of_one`.
+
+    Then it is the first that is not, for it is what keeps the caller from an answer; else the first of all.
+    """
+    if not only_of_one(error):
+        return error
+    best = next((one for one in earlier if not only_of_one(one)), (*earlier, error)[0])
+    if best is not error:
+        noted(best, [f"after it, the last failed: {type(error).__name__}: {error}"])
+    return best
 
 
 def noted(error: Exception, earlier: Iterable[str]) -> None:
@@ -84,9 +107,10 @@ def fallback(*others: tuple[str, Executor[Any, Any]], when: Callable[[Exception]
     """Go on with the next of `others`, each a name and its executor, after a failure for which `when(error)` holds.
 
     A failure after any part of an answer was told is final: an answer never starts twice. Each step tells `Switched`.
-    Where all fail the last error is raised, with the earlier ones as its notes. Fallbacks that lead to each other end:
-    one whose executor has failed in this call raises that error again, and calls nothing. Only a `PenstockError` is
-    looked at; every other one is a mistake in the program, and passes.
+    Where all fail the last error is raised, with the earlier ones as its notes; but for a field that the last one has
+    no words for, the first error of a service. Fallbacks that lead to each other end: one whose executor has failed in
+    this call raises that error again, and calls nothing. Only a `PenstockError` is looked at; every other one is a
+    mistake in the program, and passes.
     """
 
     def policy(executor: Executor[Request, Result]) -> Executor[Request, Result]:
@@ -95,7 +119,7 @@ def fallback(*others: tuple[str, Executor[Any, Any]], when: Callable[[Exception]
             if (known := failures.of(call)) is not None:
                 raise known
             start, rest = Start.of(run), iter(others)
-            heard, earlier = run.telling(start.tell), list[str]()
+            heard, notes, earlier = run.telling(start.tell), list[str](), list[PenstockError]()
             name, chosen, key = "", executor, call
             with failures:
                 while True:
@@ -103,11 +127,14 @@ def fallback(*others: tuple[str, Executor[Any, Any]], when: Callable[[Exception]
                         return await chosen(request, heard)
                     except PenstockError as error:
                         failures.add(key, error)
-                        noted(error, earlier)
-                        following = next((other for other in rest if failures.of(other[1]) is None), None)
-                        if following is None or start.over or not when(error):
+                        noted(error, notes)
+                        if start.over or not when(error):
                             raise
-                        earlier.append(failed_before(repr(name) if name else "the first", error))
+                        following = next((other for other in rest if failures.of(other[1]) is None), None)
+                        if following is None:
+                            raise telling(error, earlier)  # noqa: B904  # it is raised as it was
+                        notes.append(failed_before(repr(name) if name else "the first", error))
+                        earlier.append(error)
                         name, chosen = following
                         key = chosen
                         await run.emit(Switched(to=name, error=error))
