@@ -150,7 +150,8 @@ SAID: list[tuple[dict[str, Any], type[LlmError], str]] = [
 def test_every_error_of_google_has_its_kind(said: dict[str, Any], kind: type[LlmError], code: str) -> None:
     for body in (said, [said]):
         found = from_status(said["error"]["code"], {}, json.dumps(body).encode(), who=Who("gemini"))
-        assert (type(found), found.code, found.message) == (kind, code, said["error"]["message"])
+        assert (type(found), found.code) == (kind, code)
+        assert found.message.endswith(said["error"]["message"])
     assert code not in BY_WORD or BY_WORD[code] is kind
 
 

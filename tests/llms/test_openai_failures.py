@@ -97,6 +97,12 @@ def leaves(kind: type[LlmError]) -> Iterator[type[LlmError]]:
         yield from leaves(each)
 
 
+def told(kind: type[LlmError]) -> str:
+    """What is said of a "Because.": whose key it is where that is not accepted."""
+    operators = "openai does not accept the configured key, account or model: " if kind is Unauthorized else ""
+    return f"{operators}Because."
+
+
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("body", [error_body("Because."), b"Because.", b"<html>", b"", b"[" * 100_000, b"\xff"])
 async def test_every_status_has_its_error(upstream: Upstream, status: int, body: Any) -> None:
@@ -108,7 +114,7 @@ async def test_every_status_has_its_error(upstream: Upstream, status: int, body:
     assert error.message
     assert len(error.message) <= 2000
     if isinstance(body, dict) or body == b"Because.":
-        assert str(error) == "Because."
+        assert str(error) == told(type(error))
 
 
 @pytest.mark.parametrize("field", ["code", "type"])
@@ -165,7 +171,7 @@ async def test_an_error_object_with_status_200_has_the_error_it_names(
         for body in (said, (chunk("Hi") if request_.stream else completion("Hi")) | said):
             answer: Answer = Stream([body]) if request_.stream else Plain(body)
             error = await error_of(upstream, answer, request=request_)
-            assert (type(error), str(error), error.code) == (kind, "Because.", str(code))
+            assert (type(error), str(error), error.code) == (kind, told(kind), str(code))
 
 
 async def test_other_shapes_of_error_are_read(upstream: Upstream) -> None:

@@ -131,9 +131,11 @@ def from_said(
     said_code = fields.get("word", fields.get("code"))
     if kind is BadRequest and (code in NO_MODEL or _is_of_the_model(fields, status)):
         kind, said_code = Unauthorized if who.model else BadRequest, fields.get("word", "model_not_found")
-    wait = _retry_after(headers)
+    wait, text = _retry_after(headers), fields.get("message") or fields.get("detail") or "no reason given"
+    if kind is Unauthorized:  # a client must not take it for its own token
+        text = f"{who.provider} does not accept the configured key, account or model: {text}"
     error = kind(
-        _shown(fields.get("message") or fields.get("detail") or "no reason given", who) or "",
+        _shown(text, who) or "",
         provider=who.provider,
         status=status,
         request_id=_shown(headers.get("x-request-id") or headers.get("request-id"), who),
