@@ -156,3 +156,10 @@ async def test_row_c2_the_results_of_parallel_calls_stay_one_turn(served: Upstre
         {"role": "user", "parts": [{"text": "Go on."}]},
     ]
     assert body["systemInstruction"] == {"parts": [{"text": "Be brief."}]}
+
+
+def test_a_request_wins_over_defaults_in_the_services_own_words() -> None:
+    own = {"generationConfig": {"temperature": 0, "maxOutputTokens": 5000, "topK": 3}}
+    llm = Gemini(model="gemini-2.5-flash", api_key="sk-test", params=own)
+    body = json.loads(llm._body(ChatRequest.of("Hi", temperature=0.9, max_tokens=10)))
+    assert body["generationConfig"] == {"temperature": 0.9, "maxOutputTokens": 10, "topK": 3}

@@ -131,7 +131,7 @@ def _body(request: ChatRequest, fields: Mapping[str, Any], *, model: str) -> dic
     """The body of a request: each field under the name it has on this wire, one that is not known as it is."""
     body: dict[str, Any] = _conversation(request, signed=bool(_SIGNED.match(model)))
     body["generationConfig"] = {}
-    for name, value in sorted(fields.items(), key=_order):
+    for name, value in sorted(fields.items(), key=lambda field: (field[0] in request.params, _order(field))):
         if value is None or name in UNSENT or value in _MEANINGLESS.get(name, ()):
             continue
         if name in _REFUSED:
@@ -150,7 +150,7 @@ def _body(request: ChatRequest, fields: Mapping[str, Any], *, model: str) -> dic
 
 
 def _order(field: tuple[str, Any]) -> int:
-    """What says more comes later: a choice goes over what the tools say, Google's own fields over all."""
+    """What says more comes later, of defaults and then of a request: a choice over tools, Google's own over all."""
     name = field[0]
     return 1 if name == "tool_choice" else 0 if name in _FIELDS or name in _NAMES else 2
 
