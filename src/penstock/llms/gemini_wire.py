@@ -125,6 +125,9 @@ class _Choice:
         self.end: str | None = None
 
 
+_NOTHING = Delta()
+
+
 class GeminiReading(NativeReading):
     """Every event is a whole answer of its own, which holds the next parts of each candidate.
 
@@ -182,17 +185,32 @@ class GeminiReading(NativeReading):
 
     def _view(self, answer: _Answer, payload: bytes, *, final: bool) -> Chunk | None:
         self._id = answer.response_id or self._id
-        both = [(self._choice(place, one, payload), one) for place, one in enumerate(answer.candidates)]
-        both = [(choice, one) for choice, one in both if one.logprobs_result is not None or choice.delta != Delta()]
-        self.complete = bool(self._choices) and all(choice.end for choice in self._choices.values())
+        choices: list[ChunkChoice] = []
+        kept: list[_Candidate] = []
+        scored = False
+        for place, one in enumerate(answer.candidates):
+            choice = self._choice(place, one, payload)
+            if one.logprobs_result is not None:
+                scored = True
+            elif choice.delta == _NOTHING:
+                continue
+            choices.append(choice)
+            kept.append(one)
+        self.complete = self._ended()
         counts = answer.usage_metadata
         usage = None if counts is None else _usage(counts, partial=not (final or self.complete))
-        if not both and usage is None:
+        if not choices and usage is None:
             return None
-        view = Chunk([choice for choice, _ in both], answer.response_id, None, None, answer.model_version, usage)
-        if any(one.logprobs_result is not None for _, one in both):
-            view.raw = _with_logprobs([one for _, one in both])
+        view = Chunk(choices, answer.response_id, None, None, answer.model_version, usage)
+        if scored:
+            view.raw = _with_logprobs(kept)
         return view
+
+    def _ended(self) -> bool:
+        for choice in self._choices.values():  # a loop costs less than a generator, for each chunk
+            if not choice.end:
+                return False
+        return bool(self._choices)
 
     def _choice(self, place: int, said: _Candidate, payload: bytes) -> ChunkChoice:
         index = place if said.index is None else said.index
