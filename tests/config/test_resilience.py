@@ -131,7 +131,7 @@ async def test_case_16_a_budget_in_money_stops_the_next_call(upstream: Upstream,
     more = ", budget: {usd: 1}, price: {input: 1, output: 2}, params: {max_tokens: 10}"
     found = catalog(tmp_path, f"models:\n{model(upstream.base_url, more)}").find("fast")
     await execute(found, ASK)
-    with pytest.raises(LimitReached, match="the budget of 1 is used up") as caught:
+    with pytest.raises(LimitReached, match="the budget of 1 USD of the model 'fast' is used up") as caught:
         await execute(found, ASK)
     assert caught.value.limit == "budget"
     assert len(upstream.chats) == 1

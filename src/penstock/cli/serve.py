@@ -56,7 +56,7 @@ def _served(catalog: Catalog) -> str:
     if catalog.configured:
         return ", ".join(names)
     if names == [DEMO]:
-        return "the demo LLM, because no key is set: set OPENAI_API_KEY or OPENAI_BASE_URL"
+        return "the demo LLM, because no key is set: set OPENAI_API_KEY, ANTHROPIC_API_KEY or another"
     return f"all of {', '.join(names)}"
 
 

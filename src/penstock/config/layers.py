@@ -52,7 +52,7 @@ def layers_of(model: ModelSettings | None, tracing: TracingSettings, candidates:
     trace = tuple(_trace(tracing))
     if model is None:
         return Layers(trace, (), ())
-    bounds = (*_limit(model.limit), *_budget(model.budget, candidates))
+    bounds = (*_limit(model.limit), *_budget(model.budget, candidates, f"the model {model.name!r}"))
     return Layers(trace, bounds, (*_breaker(model), *_retry(model)))
 
 
@@ -60,7 +60,10 @@ def token_layers(tokens: Iterable[TokenSettings], candidates: Candidates) -> tup
     """What callers may ask for and spend, over all models together: one layer, none where no token is bounded."""
     from penstock.policies.principals import per_principal
 
-    bounded = {token.name: (*_limit(token.limit), *_budget(token.budget, candidates)) for token in tokens}
+    bounded = {
+        token.name: (*_limit(token.limit), *_budget(token.budget, candidates, f"the token {token.name!r}"))
+        for token in tokens
+    }
     bounded = {name: layers for name, layers in bounded.items() if layers}
     if not bounded:
         return ()
@@ -128,7 +131,7 @@ def _limit(settings: LimitSettings | None) -> list[Layer]:
     return [Layer(f"limit {', '.join(words)}", limit(**bounds))] if bounds else []
 
 
-def _budget(settings: BudgetSettings | None, candidates: Candidates) -> list[Layer]:
+def _budget(settings: BudgetSettings | None, candidates: Candidates, whose: str) -> list[Layer]:
     if settings is None:
         return []
     from penstock.config.spending import most_money, most_tokens
@@ -138,11 +141,15 @@ def _budget(settings: BudgetSettings | None, candidates: Candidates) -> list[Lay
     span = f" in {settings.window_s:g} s" if settings.window_s else ""
     layers: list[Layer] = []
     if settings.tokens is not None:
-        policy = budget(settings.tokens, estimate=most_tokens(candidates), window_s=settings.window_s)
+        policy = budget(
+            settings.tokens, estimate=most_tokens(candidates), window_s=settings.window_s, name=f"tokens of {whose}"
+        )
         layers.append(Layer(f"budget {settings.tokens} tokens{span}", policy))
     if settings.usd is not None:
         estimate = most_money(candidates)
-        policy = budget(settings.usd, cost=cost_of, estimate=estimate, window_s=settings.window_s)
+        policy = budget(
+            settings.usd, cost=cost_of, estimate=estimate, window_s=settings.window_s, name=f"USD of {whose}"
+        )
         layers.append(Layer(f"budget {settings.usd} USD{span}", policy))
     return layers
 

@@ -62,8 +62,9 @@ class _Account:
     Numbers are `Any`: whatever kind `cost` gives, int, float or Decimal.
     """
 
-    def __init__(self, amount: Any, cost: Callable[[Used], Any], window_s: float | None) -> None:
+    def __init__(self, amount: Any, cost: Callable[[Used], Any], window_s: float | None, name: str) -> None:
         self._amount, self.cost, self._window_s = amount, cost, window_s
+        self._named = f"{amount} {name}".rstrip()
         self._spent: Any = 0
         self._unpriced: str | None = None
         self.dearest: Any = None
@@ -101,9 +102,9 @@ class _Account:
         """Raise `LimitReached` when all is spent, or nobody knows what is."""
         left = self._roll()
         if self._unpriced is not None:
-            text = f"the price of the model {self._unpriced!r} is unknown, and so is what is spent of {self._amount}"
+            text = f"the price of the model {self._unpriced!r} is unknown, and so is what is spent of {self._named}"
         elif self._spent >= self._amount:
-            text = f"the budget of {self._amount} is used up: {self._spent} is spent"
+            text = f"the budget of {self._named} is used up: {self._spent} is spent"
         else:
             return
         self._wake()
@@ -179,6 +180,7 @@ def budget(
     cost: Callable[[Used], Any] = total_tokens,
     estimate: Callable[[Any], Any] | None = None,
     window_s: float | None = None,
+    name: str = "",
 ) -> Policy:
     """Refuse calls with `LimitReached(limit="budget")` once `amount` is spent; `cost` says what a `Used` costs.
 
@@ -187,15 +189,17 @@ def budget(
     so that the spend exceeds the amount by one call at most where none costs more than expected. While all that ended
     were free, or failed before they told what they used, the next ones are expected to be free, too, and go together:
     give `estimate` where that may be wrong. What was told counts, however a call ends; a refused one costs nothing. A
-    call inside another one of the same budget counts with that. Where `cost` gives None the price is unknown, not 0:
-    what is spent is unknown from then on, and the next calls are refused, until the window ends.
+    call inside another one of the same budget counts with that.
 
-    Numbers may be int, float or Decimal, of one kind. After `window_s` seconds the spend begins again at 0. Executors
-    that are given the same policy share it. Raises `UsageError` for an amount or a time of 0.
+    Where `cost` gives None the price is unknown, not 0: the call counts as its estimate, and without one what is spent
+    is unknown from then on, and the next calls are refused, until the window ends. Numbers may be int, float or
+    Decimal, of one kind. After `window_s` seconds the spend begins again at 0. `name` stands behind the amount in the
+    error, as in "USD of alice". Executors that are given the same policy share it. Raises `UsageError` for an amount or
+    a time of 0.
     """
     if not amount > 0 or not (window_s is None or window_s > 0):
         raise UsageError(f"amount={amount!r}, window_s={window_s!r} let nothing through: give more than 0")
-    account = _Account(amount, cost, window_s)
+    account = _Account(amount, cost, window_s, name)
     outer: ContextVar[_Hold | None] = ContextVar("penstock_budget", default=None)
 
     def policy(executor: Executor[Request, Result]) -> Executor[Request, Result]:
