@@ -80,6 +80,14 @@ async def test_a_fallback_answers_where_the_model_fails(upstream: Upstream, tmp_
     assert [(event.to, type(event.error)) for event in switched] == [("spare", RateLimited)]
 
 
+async def test_a_fallback_keeps_its_own_policies(upstream: Upstream, tmp_path: Path) -> None:
+    upstream.script(*[Plain(error_body("slow down"), status=429)] * 2)
+    spare = model(upstream.base_url, ", retry: {attempts: 2, base_s: 0.001}", name="spare")
+    found = catalog(tmp_path, f"models:\n{model(upstream.base_url, ', fallback: [spare]')}{spare}")
+    assert (await execute(found.find("fast"), ASK)).content
+    assert len(upstream.chats) == 3
+
+
 async def test_a_fallback_does_not_fall_back_itself(upstream: Upstream, tmp_path: Path) -> None:
     upstream.default = lambda _: Plain(error_body("slow down"), status=429)
     both = model(upstream.base_url, ", fallback: [other]") + model(

@@ -198,3 +198,9 @@ def test_a_server_that_stops_says_so_itself() -> None:
         "shutting_down",
     )
     assert (b"retry-after", b"5") in told.headers(2)
+
+
+def test_a_budget_that_no_wait_fills_tells_none() -> None:
+    spent, later = (LimitReached("used up", limit="budget", retry_after=wait) for wait in (None, 60.0))
+    assert (answer_of(spent).status, answer_of(spent).retry_after) == (429, None)
+    assert answer_of(later).retry_after == 60
