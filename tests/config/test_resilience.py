@@ -228,12 +228,13 @@ def test_money_needs_a_known_price(tmp_path: Path) -> None:
 
 
 async def test_recordings_are_made_and_served(upstream: Upstream, tmp_path: Path) -> None:
-    text = f"recordings: {{record: taken}}\nmodels:\n{model(upstream.base_url)}"
+    token = "auth: {tokens: [{name: alice, value: alice-token, budget: {usd: 1}}]}\n"
+    text = f"{token}recordings: {{record: taken}}\nmodels:\n{model(upstream.base_url)}"
     said = await execute(catalog(tmp_path, text).find("fast"), ASK)
     assert list((tmp_path / "taken").iterdir())
     served = catalog(tmp_path, text.replace("record:", "replay:"))
     assert [row.id for row in await served.models()] == ["fast"]
-    assert (await execute(served.find("fast"), ASK)).content == said.content
+    assert (await execute(served.find("fast"), ASK, principal=Principal("alice"))).content == said.content
     assert len(upstream.chats) == 1
 
 

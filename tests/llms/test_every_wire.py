@@ -363,7 +363,7 @@ def telling(request: Received) -> Plain:
 
 
 @each_provider
-async def test_case_25_the_key_is_in_no_error_repr_or_event(service: Upstream, name: str) -> None:
+async def test_row_c10_case_25_the_key_is_in_no_error_repr_or_event(service: Upstream, name: str) -> None:
     texts: list[str] = []
     for case, scenario in [*SCENARIOS.items(), ("told", SCENARIOS["text"])]:
         if case == "told":

@@ -284,7 +284,7 @@ def _spelled(text: str) -> list[Any]:
 
 @pytest.mark.parametrize("leak", LEAKS)
 @pytest.mark.parametrize("kind", ["Secret", "text"])
-async def test_case_25_no_secret_is_recorded(leak: str, kind: str, upstream: Upstream, tmp_path: Path) -> None:
+async def test_row_c10_case_25_no_secret_is_recorded(leak: str, kind: str, upstream: Upstream, tmp_path: Path) -> None:
     upstream.default = lambda _: LEAKS[leak]()
     secret: Any = Secret(CANARY, origin=upstream.base_url) if kind == "Secret" else CANARY
     policies = [recording(tmp_path, secrets=[secret])]

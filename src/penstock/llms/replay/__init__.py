@@ -11,6 +11,7 @@ from time import monotonic
 from penstock.errors import BadAnswer, LlmError, TimedOut, UsageError
 from penstock.events import Chunks, Fold, Used
 from penstock.llms.base import BaseLlm, accounted
+from penstock.llms.prices import FREE
 from penstock.llms.replay.files import Recorded, chunk_of
 from penstock.llms.replay.matching import Recordings
 from penstock.llms.replay.recording import recording
@@ -52,6 +53,7 @@ class Replay(BaseLlm):
             directory, _, model = model.partition("#")
         if not directory or not 0 <= pace < float("inf"):
             raise UsageError(f"a folder with recordings and a pace of 0 or more are needed, not pace={pace!r}")
+        self.price = FREE
         self.limits = limits or Limits()
         self._pace = pace
         self._recordings = Recordings(Path(directory))
