@@ -50,6 +50,7 @@ BROAD = {
     "run.py": (2, "the root turns how a run ended into an outcome"),
     "server/answering.py": (1, "every failure becomes the answer's honest end"),
     "server/client.py": (1, "a send that fails, with whatever error, means that nobody is there"),
+    "tasks/executor.py": (1, "a task's failure is a value: it is stored, and others go on"),
     "tools/base.py": (2, "whatever a tool raises is told to the model, and never fails its siblings"),
     "tools/db/sqlite_threads.py": (1, "carried to who waits for the answer, as the thread goes on"),
     "tools/function/process.py": (1, "carried to who waits for the function"),

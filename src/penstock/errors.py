@@ -5,6 +5,7 @@ PenstockError                 retryable, retry_after: all that a retry asks for
 │   ├── UnknownName           nothing is registered under this name (also a ValueError)
 │   ├── MissingExtra          an optional dependency is not installed; says the command
 │   ├── CyclicPlan            a graph of tasks leads back to itself
+│   ├── AgentUnavailable      an agent is disabled, or cannot do what a task asks for
 │   └── ConfigError           file, line and key of what is wrong
 ├── RequestError              what a client sent
 │   ├── Invalid               400
@@ -28,6 +29,7 @@ PenstockError                 retryable, retry_after: all that a retry asks for
 │   ├── Denied
 │   ├── ToolTimeout
 │   └── ToolFailed
+├── TaskFailed                an agent did not finish its task
 ├── LimitReached              steps, tokens, money, time or rate; stopped before the next call
 └── StoreFailed               what must outlive the process cannot be written or read
 """
@@ -66,6 +68,10 @@ class MissingExtra(UsageError):
 
 class CyclicPlan(UsageError):
     """A graph of tasks leads back to itself; the message shows the path."""
+
+
+class AgentUnavailable(UsageError):
+    """An agent is disabled, or lacks a capability that a task asks for, or no agent has them all."""
 
 
 class ConfigError(UsageError):
@@ -233,6 +239,19 @@ class ToolFailed(ToolError):
     """The tool ran and failed, or cannot be reached."""
 
     default_code = "failed"
+
+
+class TaskFailed(PenstockError):
+    """An agent did not finish its task.
+
+    `code` is the machine-readable reason: `agent_failed`, `agent_misconfigured`, `bad_output`, `output_too_large`,
+    `not_accepted` (by the reviewer), `no_terminal`, `timeout`, `blocked`, `cancelled` or `outcome_unknown` (it may
+    have had its effects: look before you retry it). `details` is what is known beyond the message (JSON values).
+    """
+
+    def __init__(self, message: str, *, code: str, details: Any = None, retryable: bool | None = None) -> None:
+        super().__init__(message, retryable=retryable)
+        self.code, self.details = code, details
 
 
 class LimitReached(PenstockError):
