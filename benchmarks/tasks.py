@@ -1,7 +1,8 @@
-"""What the scheduler of tasks costs beside graphlib and a TaskGroup: with limits, a listener, and ends committed.
+"""What the scheduler of tasks, and the engine with its journal, cost beside graphlib and a TaskGroup.
 
-Both sides are given the same plan and start from its names: the graph is checked and made within the time. Work is a
-coroutine function that returns at once, so that nothing but the scheduling is left.
+All sides are given the same plan and start from its names: the graph is checked and made within the time. Work is a
+coroutine function that returns at once, so that nothing but the scheduling is left. The engine's side is a run, from
+its beginning to its end in the log; only the file is opened before.
 """
 
 from __future__ import annotations
@@ -9,23 +10,31 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import closing
 from graphlib import TopologicalSorter
 from itertools import product
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 from benchmarks.table import Figure
+from penstock.run import Run
+from penstock.store.files import Sync
+from penstock.store.journal import Journal
+from penstock.tasks.engines import Call
+from penstock.tasks.engines.local import LocalEngine
 from penstock.tasks.graph import graph_of
 from penstock.tasks.limits import Limits
 from penstock.tasks.scheduler import Commit, Scheduler
 from penstock.tasks.states import Change, Ended
 
-TITLE = "Tasks, in memory (best of the rounds)"
+TITLE = "Tasks (best of the rounds)"
 ROUNDS = 7
 MANY = 100_000
 FEW = 5_000
@@ -33,7 +42,8 @@ SLEEP_S = 0.05
 AT_ONCE = 50
 
 Plan = dict[str, list[str]]
-Side = Callable[[Plan], Coroutine[Any, Any, None]]
+Side = Callable[[Plan], Coroutine[Any, Any, float | None]]
+"""Does a plan; where that needs preparing, it says itself how many seconds it took."""
 
 
 def chain(length: int) -> Plan:
@@ -113,13 +123,56 @@ def floor(work: Callable[[str], Coroutine[Any, Any, str]] = at_once) -> Side:
     return run
 
 
+async def no_step(_: Call, __: Run, /) -> None:
+    """Do nothing, as a step."""
+
+
+def engine(sync: Sync | None = None, *, size: bool = False) -> Side:
+    """The engine's side: in memory, or with a journal; `size` prints the megabytes of its file."""
+
+    async def run(plan: Plan) -> float:
+        with TemporaryDirectory() as folder:
+            journal = None if sync is None else Journal(Path(folder, "journal.db"), sync=sync)
+            async with LocalEngine(journal) as local:
+                local.register("nothing", no_step)
+                await local.runs()
+                started = perf_counter()
+                async with local.open("r", "plan") as flow:
+                    flow.limit(MANY, {"agent": MANY})
+                    for task, needs in plan.items():
+                        flow.spawn(task, "nothing", after=needs, keys=("agent",))
+                    steps = await flow.wait()
+                took = perf_counter() - started
+                assert len(steps) == len(plan)
+            if size:
+                print((await asyncio.to_thread(Path(folder, "journal.db").stat)).st_size / 1e6)
+        return took
+
+    return run
+
+
+async def synced(plan: Plan) -> float:
+    """The floor of what waits for the disk: a row for each task, and a commit for each row."""
+    with TemporaryDirectory() as folder, closing(sqlite3.connect(Path(folder, "rows.db"), isolation_level=None)) as db:
+        for statement in (
+            "PRAGMA journal_mode = WAL",
+            "PRAGMA synchronous = full",
+            "CREATE TABLE log (id INTEGER PRIMARY KEY, at REAL, step TEXT, state TEXT, kind TEXT, value BLOB)",
+        ):
+            db.execute(statement)
+        started = perf_counter()
+        for number, task in enumerate(plan):
+            db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)", (number, started, task, "succeeded", None, None))
+        return perf_counter() - started
+
+
 def seconds(side: Side, plan: Plan) -> float:
     """How long one run takes, the event loop's own start left out."""
 
     async def timed() -> float:
         started = perf_counter()
-        await side(plan)
-        return perf_counter() - started
+        took = await side(plan)
+        return perf_counter() - started if took is None else took
 
     gc.collect()
     return asyncio.run(timed())
@@ -133,46 +186,59 @@ def least(plan: Plan, sides: Sequence[Side], rounds: int) -> list[float]:
     return best
 
 
-def apart(side: str, size: int) -> tuple[float, float]:
-    """Seconds, and MB of memory at the peak beyond the plan's own, of one run in a process of its own."""
+def apart(side: str, size: int) -> list[float]:
+    """Seconds, MB of memory at the peak beyond the plan's own, and MB of the file, of one run in its own process."""
     command = [sys.executable, "-m", "benchmarks.tasks", side, str(size)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    took, grown = map(float, done.stdout.split())
-    return took, grown
+    *file, took, grown = map(float, done.stdout.split())
+    return [took, grown, *file]
 
 
 def measure(*, quick: bool = False) -> list[Figure]:
     """Measure in this process, one task after the other and side by side; very many tasks in processes of their own."""
     rounds, many = (1, FEW) if quick else (ROUNDS, MANY)
     figures: list[Figure] = []
-    for name, plan in (
-        ("chain of 1,000", chain(1_000)),
-        ("1 to 1,000 to 1", fan(1_000)),
-        ("layers of 5,000", layers(5_000)),
+    for name, plan, wide in (
+        ("chain of 1,000", chain(1_000), False),
+        ("1 to 1,000 to 1", fan(1_000), True),
+        ("layers of 5,000", layers(5_000), True),
     ):
-        bare, ours, committed = least(plan, [floor(), scheduled(), scheduled(commit=stored)], rounds)
+        sides = [floor(), scheduled(), scheduled(commit=stored), engine(), engine("normal")]
+        bare, ours, committed, memory, journal = least(plan, sides, rounds)
         figures += [
             Figure(f"a task, {name}", ours, "us", bare, 2 * bare),
             Figure(f"a task, {name}, ends committed", committed, "us", bare),
+            Figure(f"a step, {name}, engine in memory", memory, "us", bare, 2 * bare),
+            Figure(f"a step, {name}, journal", journal, "us", bare, (4 if wide else 6) * bare),
         ]
-    bare, ours = least(chain(10_000), [floor(), scheduled()], min(rounds, 3))
+    bare, ours = least(chain(300), [synced, engine("full")], rounds)
+    figures.append(Figure("a step, chain of 300, journal that waits for the disk", ours, "us", bare, 1.2 * bare))
+    bare, ours, memory = least(chain(10_000), [floor(), scheduled(), engine()], min(rounds, 3))
     figures.append(Figure("a task, chain of 10,000", ours, "us", bare, 2 * bare))
+    figures.append(Figure("a step, chain of 10,000, engine in memory", memory, "us", bare, 2 * bare))
     sleepers: Plan = {f"t{number}": [] for number in range(200)}
     bare, ours = (each * len(sleepers) / 1e6 for each in least(sleepers, [floor(asleep), scheduled(asleep)], rounds))
     figures.append(Figure(f"200 tasks of 50 ms, {AT_ONCE} at once", ours, "s", bare, 0.21))
-    (bare, bare_mb), (ours, ours_mb) = apart("floor", many), apart("scheduled", many)
-    return [
-        *figures,
-        Figure(f"{many:,} tasks in layers", ours, "s", bare),
-        Figure(f"{many:,} tasks in layers, memory", ours_mb, "MB", bare_mb),
-    ]
+    floors = apart("floor", many)
+    for side, words in (("scheduled", "tasks"), ("memory", "steps in memory"), ("journal", "steps with a journal")):
+        took, grown, *file = apart(side, many)
+        figures.append(Figure(f"{many:,} {words}, in layers", took, "s", floors[0]))
+        figures.append(Figure(f"{many:,} {words}, in layers, memory", grown, "MB", floors[1]))
+        figures += [Figure(f"{many:,} {words}, in layers, file", size, "MB") for size in file]
+    return figures
 
 
 def main(side: str, size: str) -> None:
     """Print what `apart` asks for."""
+    sides = {
+        "floor": floor(),
+        "scheduled": scheduled(),
+        "memory": engine(),
+        "journal": engine("normal", size=True),
+    }
     plan = layers(int(size))
     before = getrusage(RUSAGE_SELF).ru_maxrss
-    took = seconds(scheduled() if side == "scheduled" else floor(), plan)
+    took = seconds(sides[side], plan)
     print(took, (getrusage(RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 

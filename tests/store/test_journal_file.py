@@ -116,7 +116,7 @@ async def test_checkpoints_are_made_in_the_thread(path: Path, monkeypatch: pytes
             await journal.write("r", Note("told", number), at_once=True)
             await asyncio.sleep(0)
         assert {place for word, place in told if word == "PRAGMA"} == {False}
-        assert path.with_name(path.name + "-wal").stat().st_size < 400 * 4096
+        assert path.with_name(path.name + "-wal").stat().st_size < 800 * 4096  # of 1,500 pages written
 
 
 async def test_a_file_that_another_process_writes_does_not_hold_up_the_loop(path: Path, journal: Journal) -> None:
@@ -186,7 +186,7 @@ async def test_a_newer_version_is_refused_and_an_older_one_migrated(
             assert len(await journal.begin("r", SPEC, "ab")) == 2
     assert len(done) == 1
     monkeypatch.undo()
-    with pytest.raises(StoreFailed, match=r"was written by another version \(3\): give another path"):
+    with pytest.raises(StoreFailed, match=r"was written by another version \(4\): give another path"):
         await Journal(path).runs()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -151,6 +152,45 @@ async def test_ends_that_come_while_one_commits_share_the_next_commit() -> None:
     journal.gate.set()
     await run
     assert [len(batch) for batch in journal.batches] == [1, 99]
+
+
+async def test_a_commit_that_has_stored_already_is_not_awaited() -> None:
+    stored: list[list[str]] = []
+
+    def commit(ended: Sequence[Ended]) -> None:
+        stored.append([each.task for each in ended])
+
+    outcomes = await Scheduler(graph_of(DIAMOND), Work(), commit=commit).run()
+    assert outcomes["d"] == Finished("D")
+    assert stored == [["a"], ["b", "c"], ["d"]]
+
+
+async def test_a_commit_that_raises_when_it_is_called_stops_everything() -> None:
+    def commit(_: Sequence[Ended]) -> None:
+        raise StoreFailed("closed")
+
+    work = Work("slow")
+    scheduler, run = running(DIAMOND | {"slow": []}, work, commit=commit)
+    with pytest.raises(StoreFailed, match="closed"):
+        await asyncio.wait_for(run, 5)
+    assert work.cleaned == ["slow"]
+    assert isinstance(scheduler.outcomes["a"], Failed)
+    assert scheduler.outcomes["b"] == Cancelled("interrupted")
+
+
+async def test_a_task_is_added_with_the_end_it_had_in_an_earlier_run() -> None:
+    work = Work()
+    scheduler = Scheduler(graph_of({"a": []}), work)
+    await scheduler.run()
+    scheduler.add("b", ["a"], end=Finished("kept"))
+    scheduler.add("c", end=Failed(ValueError("no")))
+    scheduler.add("d", ["b"])
+    scheduler.add("e", ["c"])
+    outcomes = await scheduler.run()
+    assert work.begun == ["a", "d"]
+    assert (outcomes["b"], outcomes["e"]) == (Finished("kept"), Blocked("c", "c"))
+    scheduler.retry("c")
+    assert (await scheduler.run())["e"] == Finished("E")
 
 
 async def test_a_commit_that_fails_stops_everything_and_nothing_counts_as_finished() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Literal
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from penstock.errors import StoreFailed
 
 Sync = Literal["normal", "full"]
 BUSY_S = 10.0
+BUSY_STEP_S = 0.002
 FOREIGN = (sqlite3.Error, OSError, ValueError)
 HINTS = {
     sqlite3.SQLITE_FULL: "make room on the disk and try again",
@@ -57,7 +59,7 @@ def opened(path: Path, schema: Schema, sync: Sync) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
-        db.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(db)
         db.execute(f"PRAGMA synchronous = {sync}")
         if not _current(db, path, schema):
             _migrate(db, schema)
@@ -65,6 +67,20 @@ def opened(path: Path, schema: Schema, sync: Sync) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """Switch to the write-ahead log; SQLite itself does not wait where several processes make one file at once."""
+    until = monotonic() + BUSY_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > until:
+                raise
+            sleep(BUSY_STEP_S)
+        else:
+            return
 
 
 def _current(db: sqlite3.Connection, path: Path, schema: Schema) -> bool:
@@ -108,37 +124,44 @@ class Owner:
             fcntl.flock(self._handle, fcntl.LOCK_EX)
             self._handle.write(str(os.getpid()))
             self._handle.flush()
-            fresh.rename(self._file(self.name))  # locked before anybody can see it
+            fresh.rename(_file(path, self.name))  # locked before anybody can see it
         except OSError:
             fresh.unlink(missing_ok=True)
             self._handle.close()
             raise
         for file in path.parent.glob(f"{path.name}.owner-*"):
-            self.lives(file.name.rpartition("-")[2])
-
-    def _file(self, owner: str) -> Path:
-        return self._path.with_name(f"{self._path.name}.owner-{owner}")
+            lives(path, file.name.rpartition("-")[2])
 
     def lives(self, owner: str) -> bool:
-        """Whether an owner is there; the file of one that is not is removed."""
-        file = self._file(owner)
-        try:
-            with file.open("rb") as handle:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        file.unlink(missing_ok=True)
-        return False
-
-    def process(self, owner: str) -> int:
-        """The process id of a living owner; 0 where its file does not tell."""
-        with suppress(OSError, ValueError):
-            return int(self._file(owner).read_text())
-        return 0
+        """Whether an owner of this file is there; what is left of one that is not is removed."""
+        return lives(self._path, owner)
 
     def close(self) -> None:
         """Give the lock back."""
-        self._file(self.name).unlink(missing_ok=True)
+        _file(self._path, self.name).unlink(missing_ok=True)
         self._handle.close()
+
+
+def lives(path: Path, owner: str) -> bool:
+    """Whether an owner of the store at a path is there; the file of one that is not is removed."""
+    file = _file(path, owner)
+    try:
+        with file.open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    file.unlink(missing_ok=True)
+    return False
+
+
+def process_of(path: Path, owner: str) -> int:
+    """The process id of a living owner; 0 where its file does not tell."""
+    with suppress(OSError, ValueError):
+        return int(_file(path, owner).read_text())
+    return 0
+
+
+def _file(path: Path, owner: str) -> Path:
+    return path.with_name(f"{path.name}.owner-{owner}")

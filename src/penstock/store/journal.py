@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
+from msgspec.structs import replace
+
 from penstock.errors import PenstockError, UnknownName, UsageError
 from penstock.store.commits import Commits
 from penstock.store.files import FOREIGN, Sync, opened
-from penstock.store.log import SCHEMA, Log, Row, encoded, entries, folded, listed
-from penstock.store.steps import ABSENT, TRANSITIONS, Change, Logged, Note, RunRow, Step, Transitions
+from penstock.store.log import SCHEMA, Log, Row, decoded, encoded, entries, folded, listed, seen
+from penstock.store.steps import ABSENT, TRANSITIONS, Change, Logged, Look, Note, RunRow, Step, Transitions
 
 Answer = TypeVar("Answer")
 MUCH = 1 << 30  # bytes: work that is never done on the event loop
@@ -104,6 +106,47 @@ class Journal(Commits[Log]):
     async def runs(self) -> list[RunRow]:
         """All runs, the oldest first."""
         return await self._read(listed)
+
+    async def look(self, run: str, *, steps: bool = True) -> Look:
+        """How a run stands at this moment, and who holds it; cheaper without its steps. Raises `UnknownName`."""
+
+        def read(db: sqlite3.Connection) -> Look:
+            self._number(db, run)
+            return seen(db, self._path, run, steps=steps)[0]
+
+        look = await self._read(read)
+        return replace(look, steps=_present(look.steps))
+
+    async def looks(self) -> list[Look]:
+        """All runs as they stand at this moment, the oldest first, without their steps."""
+        return await self._read(lambda db: seen(db, self._path))
+
+    async def request(self, run: str, body: Any) -> int:
+        """Ask the process that holds a run for something (JSON): the number under which `answered` has the answer."""
+        asked = encoded(body) or b"null"
+        return int(await self._ask(lambda log: log.request(run, asked)))
+
+    async def answered(self, number: int) -> tuple[bool, Any]:
+        """Whether a request is still there, and its answer, None as long as there is none; given once.
+
+        One that is gone was not answered: the run has another holder.
+        """
+        there, answer = await self._ask(lambda log: log.answered(number))
+        return there, decoded(answer)
+
+    async def withdraw(self, number: int) -> None:
+        """Take back a request."""
+        await self._ask(lambda log: log.withdraw(number))
+
+    async def requested(self) -> list[tuple[int, str, Any]]:
+        """What others ask of the runs held here, as number, run and body; looks only if another process wrote."""
+        asked = await self._ask(Log.requested, at_once=True)
+        return [(number, run, decoded(body)) for number, run, body in asked]
+
+    async def answer(self, number: int, answer: Any) -> None:
+        """Answer a request; the answer is JSON and not None."""
+        said = encoded(answer) or b"false"
+        await self._ask(lambda log: log.answer(number, said))
 
     async def backup(self, path: str | Path) -> None:
         """Copy the journal as it is at this moment to a new file, while it is written.

@@ -14,8 +14,8 @@ import msgspec
 
 from penstock.errors import Conflict, PenstockError, StoreFailed, UsageError
 from penstock.store.commits import Table
-from penstock.store.files import Owner, Schema
-from penstock.store.steps import ABSENT, BEGUN, PENDING, RESUMED, ROLLED_BACK, Logged, RunRow, Step, Transitions
+from penstock.store.files import Owner, Schema, lives, process_of
+from penstock.store.steps import ABSENT, BEGUN, PENDING, RESUMED, ROLLED_BACK, Logged, Look, RunRow, Step, Transitions
 
 SPAN = 1 << 32  # an entry's key is its run's number times this, plus its offset: the log of a run lies together
 SCHEMA = Schema(
@@ -27,6 +27,10 @@ SCHEMA = Schema(
             "CREATE TABLE claims (run INTEGER PRIMARY KEY, owner TEXT NOT NULL)",
             "CREATE TABLE log (id INTEGER PRIMARY KEY, at REAL, step TEXT, state TEXT, kind TEXT, value BLOB)",
         ),
+        (
+            "CREATE INDEX notes ON log (id) WHERE step IS NULL",
+            "CREATE TABLE requests (id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER, body BLOB, answer BLOB)",
+        ),
     ),
 )
 INSERT = "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)"
@@ -34,7 +38,7 @@ AT_ONCE = [INSERT + ", (?, ?, ?, ?, ?, ?)" * more for more in range(16)]  # one 
 RUNS = f"""
 SELECT name, spec, at,
     (SELECT log.id FROM log WHERE log.id < (runs.id + 1) * {SPAN} ORDER BY log.id DESC LIMIT 1) % {SPAN}
-FROM runs ORDER BY id
+FROM runs WHERE name = ?1 OR ?1 IS NULL ORDER BY id
 """  # noqa: S608
 
 Row = tuple[str | None, str | None, str | None, bytes | None]
@@ -77,6 +81,7 @@ class Log(Table):
         self._rows: list[tuple[Any, ...]] = []
         self._undo: list[tuple[_Held, int, dict[str, str]]] = []
         self._begun: list[str] = []
+        self._version = -1
         if inline:  # a checkpoint waits for the disk: the thread makes them
             db.execute("PRAGMA wal_autocheckpoint = 0")
 
@@ -104,7 +109,7 @@ class Log(Table):
         rows, self._rows = self._rows, []
         if not rows:
             return
-        self.pages += 2 + len(rows) // 64 + sum(len(row[-1]) for row in rows if row[-1]) // 2048
+        self.pages += 2 + (rows[-1][2] is None) + len(rows) // 64 + sum(len(row[-1]) for row in rows if row[-1]) // 2048
         if len(rows) > len(AT_ONCE):
             self._start()
             self._db.executemany(INSERT, rows)
@@ -141,10 +146,13 @@ class Log(Table):
                 text = f"the run {run!r} was begun with another spec: begin this one under another name"
                 return Conflict(text, code="idempotency_conflict")
             if run in self._held or (owner and owner != own.name and own.lives(owner)):
-                text = f"the run {run!r} is held by the process {own.process(owner)}: wait for it, or stop it"
+                text = (
+                    f"the run {run!r} is held by the process {process_of(self._path, owner)}: wait for it, or stop it"
+                )
                 return Conflict(text, code="in_progress")
             known, offset = folded(self._db, number), self._last(number)
         self._db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (number, own.name))
+        self._db.execute("DELETE FROM requests WHERE run = ?", (number,))
         self._held[run] = held = _Held(number, transitions, {step: at.state for step, at in known.items()}, offset)
         self._begun.append(run)
         self._note(held, [(None, None, RESUMED, None) if offset else (None, None, BEGUN, steps)])
@@ -185,6 +193,42 @@ class Log(Table):
         self._note(held, [(None, None, ROLLED_BACK, encoded({"to": offset})), *rows])
         return back
 
+    def request(self, run: str, body: bytes) -> int:
+        """Ask the owner of a run for something: the number of the request."""
+        self._start()
+        asked = "INSERT INTO requests (run, body) SELECT id, ? FROM runs WHERE name = ?"
+        return self._db.execute(asked, (body, run)).lastrowid or 0
+
+    def answered(self, number: int) -> tuple[bool, bytes | None]:
+        """Whether a request is still there, and its answer, with which it is removed."""
+        found = self._db.execute("SELECT answer FROM requests WHERE id = ?", (number,)).fetchone()
+        if found is not None and found[0] is not None:
+            self.withdraw(number)
+        return (False, None) if found is None else (True, found[0])
+
+    def withdraw(self, number: int) -> None:
+        """Remove a request."""
+        self._start()
+        self._db.execute("DELETE FROM requests WHERE id = ?", (number,))
+
+    def requested(self) -> list[tuple[int, str, bytes]]:
+        """The requests to be answered here, as number, run and body, where another process wrote since the last call.
+
+        A question that costs next to nothing where none did.
+        """
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        if version == self._version:
+            return []
+        self._version = version
+        names = {held.number: run for run, held in self._held.items()}
+        asked = self._db.execute("SELECT id, run, body FROM requests WHERE answer IS NULL ORDER BY id").fetchall()
+        return [(number, names[run], body) for number, run, body in asked if run in names]
+
+    def answer(self, number: int, answer: bytes) -> None:
+        """Answer a request."""
+        self._start()
+        self._db.execute("UPDATE requests SET answer = ? WHERE id = ?", (answer, number))
+
     def close(self) -> None:
         """Close the file; the claims end with their owner."""
         super().close()
@@ -219,9 +263,36 @@ def entries(db: sqlite3.Connection, number: int, after: int, limit: int) -> list
     return [Logged(key % SPAN, at, step, state, kind, decoded(value)) for key, at, step, state, kind, value in rows]
 
 
-def listed(db: sqlite3.Connection) -> list[RunRow]:
-    """All runs, the oldest first."""
-    return [RunRow(name, decoded(spec), at, offset) for name, spec, at, offset in db.execute(RUNS)]
+def listed(db: sqlite3.Connection, run: str | None = None) -> list[RunRow]:
+    """All runs, the oldest first, or the one of a name."""
+    return [RunRow(name, decoded(spec), at, offset) for name, spec, at, offset in db.execute(RUNS, (run,))]
+
+
+def notes(db: sqlite3.Connection, number: int) -> list[Logged]:
+    """The notes of a run that are of no step."""
+    rows = db.execute(
+        "SELECT * FROM log INDEXED BY notes WHERE step IS NULL AND id > ? AND id < ? ORDER BY id",
+        (number * SPAN, (number + 1) * SPAN),
+    )
+    return [Logged(key % SPAN, at, step, state, kind, decoded(value)) for key, at, step, state, kind, value in rows]
+
+
+def seen(db: sqlite3.Connection, path: Path, run: str | None = None, *, steps: bool = False) -> list[Look]:
+    """All runs, the oldest first, or the one of a name; `steps` costs a look at the whole log."""
+    where, names = ("", ()) if run is None else (" WHERE name = ?", (run,))
+    found = db.execute(f"SELECT id, owner FROM runs LEFT JOIN claims ON run = id{where} ORDER BY id", names)  # noqa: S608
+    return [
+        Look(
+            name=row.name,
+            spec=row.spec,
+            at=row.at,
+            offset=row.offset,
+            notes=notes(db, number),
+            steps=folded(db, number) if steps else {},
+            process=process_of(path, owner) if owner and lives(path, owner) else None,
+        )
+        for (number, owner), row in zip(found.fetchall(), listed(db, run), strict=True)
+    ]
 
 
 def encoded(value: Any) -> bytes | None:
@@ -230,7 +301,9 @@ def encoded(value: Any) -> bytes | None:
         return None
     try:
         return msgspec.json.encode(value, order="deterministic")
-    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+    except RecursionError as error:
+        raise UsageError(f"a {type(value).__name__} is nested too deeply to be written as JSON") from error
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
         raise UsageError(f"{value!r:.80} cannot be written as JSON: {error}") from error
 
 

@@ -79,3 +79,18 @@ class RunRow(msgspec.Struct, frozen=True, gc=False):
     spec: Any
     at: float
     offset: int
+
+
+class Look(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A run as it stands at one moment: its notes that are of no step, and the process that holds it.
+
+    `process` is None where none does that lives, 0 where its id is not known.
+    """
+
+    name: str
+    spec: Any
+    at: float
+    offset: int
+    notes: list[Logged]
+    steps: dict[str, Step] = {}
+    process: int | None = None

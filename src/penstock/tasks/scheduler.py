@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from penstock.errors import StoreFailed, UnknownName, UsageError
@@ -20,30 +19,27 @@ from penstock.outcome import Cancelled, Failed, Finished, Outcome
 from penstock.root import outlive
 from penstock.tasks.graph import Graph, needs_of
 from penstock.tasks.limits import Limits, ReadyQueue
-from penstock.tasks.states import LEGAL, Blocked, Change, End, Ended, Reopened, Started, State
+from penstock.tasks.states import ENDS, HOPELESS, LEGAL, Blocked, Change, End, Ended, Reopened, Started, State, unstored
 
 Work: TypeAlias = Callable[[str], Awaitable[Any]]
-Commit: TypeAlias = Callable[[Sequence[Ended]], Awaitable[None]]
+Commit: TypeAlias = Callable[[Sequence[Ended]], Awaitable[Any] | None]
 
 Argument = TypeVar("Argument")
 Value = TypeVar("Value")
 
-_ENDS: Mapping[type[Any], State] = {
-    Finished: State.FINISHED,
-    Failed: State.FAILED,
-    Cancelled: State.CANCELLED,
-}
-_HOPELESS = frozenset({State.FAILED, State.CANCELLED, State.BLOCKED})
+
+_UNCOMMITTED = StoreFailed("the ends of tasks could not be committed")
 
 
 class Scheduler:
     """Runs the tasks of a graph: `work(task)` is awaited as a task of its own, once its needs have finished.
 
     What it returns is the task's `Finished`, what it raises its `Failed`, which blocks all dependants and nobody else.
-    `commit` is awaited with the ends since its last call, all in one list, before any dependant starts: a journal
-    writes there. Who is blocked follows from that, and is not committed. `ended` are ends of an earlier run: those
-    tasks do not run again. `listener` is a plain function that must not raise; it hears every change in the order it
-    happened. All is called in the event loop's thread. Raises `UnknownName` if `ended` names no task.
+    `commit` is called with the ends since its last call, all in one list, and awaited before any dependant starts,
+    unless it returns None, having stored them: a journal writes there. Who is blocked follows from that, and is not
+    committed. `ended` are ends of an earlier run: those tasks do not run again. `listener` is a plain function that
+    must not raise; it hears every change in the order it happened. All is called in the event loop's thread. Raises
+    `UnknownName` if `ended` names no task.
     """
 
     def __init__(
@@ -71,7 +67,7 @@ class Scheduler:
         self._over: list[str] = []
         self._ending: list[Ended] = []
         self._lost: list[Ended] = []
-        self._committing: tuple[asyncio.Task[None], list[Ended]] | None = None
+        self._committing: tuple[asyncio.Future[Any], list[Ended]] | None = None
         self._broken: Exception | None = None
         self._news: deque[Change] = deque()
         self._wake: asyncio.Future[None] | None = None
@@ -159,8 +155,8 @@ class Scheduler:
             self._place(again)
         self._rouse()
 
-    def add(self, task: str, dependencies: Iterable[str] = ()) -> None:
-        """Add a task, also while others run; it is blocked at once if one of its needs is.
+    def add(self, task: str, dependencies: Iterable[str] = (), *, end: Outcome[Any] | None = None) -> None:
+        """Add a task, also while others run; it is blocked at once if one of its needs is, or has an earlier run's end.
 
         Raises `UsageError` when the name is taken or `run` is winding up, `UnknownName`, `CyclicPlan`.
         """
@@ -175,6 +171,9 @@ class Scheduler:
             if grown is None:  # the graph's own is not ours to change
                 grown = self._grown[need] = self._dependants[need] = [*self._dependants[need]]
             grown.append(task)
+        if end is not None:
+            self._state[task], self._outcomes[task] = ENDS[type(end)], end
+            return
         self._left += 1
         self._place(task)
         self._rouse()
@@ -263,20 +262,27 @@ class Scheduler:
             error = StoreFailed("committing was cancelled") if storing.cancelled() else storing.exception()
             if error is not None:
                 self._broken = error if isinstance(error, Exception) else StoreFailed(f"not committed: {error!r}")
-                self._settle(_unstored(batch, self._broken))
+                self._settle(unstored(batch, self._broken))
                 raise self._broken
             self._settle(batch)
         if not self._ending:
             return
+        if self._broken is None and self._commit is not None:
+            self._begin_commit(self._commit)
+            return
         batch, self._ending = self._ending, []
-        if self._broken is not None:
-            self._settle(_unstored(batch, self._broken))
-        elif self._commit is None:
+        self._settle(batch if self._broken is None else unstored(batch, self._broken))
+
+    def _begin_commit(self, commit: Commit) -> None:
+        self._broken = _UNCOMMITTED  # where the call raises, which ends the run
+        batch, storing = self._ending, commit(self._ending)
+        self._broken, self._ending = None, []
+        if storing is None:
             self._settle(batch)
         else:
-            storing = asyncio.get_running_loop().create_task(_called(self._commit, batch))
-            storing.add_done_callback(self._rouse)
-            self._committing = storing, batch
+            future = asyncio.ensure_future(storing)
+            future.add_done_callback(self._rouse)
+            self._committing = future, batch
 
     def _settle(self, ended: Iterable[Ended]) -> None:
         """Make ends known, and their dependants ready, or blocked."""
@@ -286,7 +292,7 @@ class Scheduler:
             self._outcomes[task] = end
             self._left -= 1
             self._news.append(each)
-            self._move(task, _ENDS[type(end)])
+            self._move(task, ENDS[type(end)])
             if type(end) is not Finished:
                 self._block_above([task], task)
                 continue
@@ -314,7 +320,7 @@ class Scheduler:
         if self._state[task] is not State.WAITING:
             return
         for need in self._needs[task]:
-            if self._state[need] in _HOPELESS:
+            if self._state[need] in HOPELESS:
                 end = self._outcomes[need]
                 by = end.by if isinstance(end, Blocked) else need
                 self._block(task, Blocked(by, need))
@@ -328,7 +334,7 @@ class Scheduler:
         """Take over the ends of an earlier run, of which nobody is told, and make ready what waits for nothing."""
         for task, end in ended.items():
             self._state_of(task)
-            self._state[task], self._outcomes[task] = _ENDS[type(end)], end
+            self._state[task], self._outcomes[task] = ENDS[type(end)], end
         for task, end in ended.items():
             if not isinstance(end, Finished):
                 self._block_above([task], task)
@@ -350,11 +356,11 @@ class Scheduler:
         while not self._paused and (task := self._queue.take()) is not None:
             self._move(task, State.RUNNING)
             work = self._running[task] = loop.create_task(_called(self._work, task), name=task)
-            work.add_done_callback(partial(self._note, task))
+            work.add_done_callback(self._note)
             self._news.append(Started(task))
 
-    def _note(self, task: str, _: asyncio.Task[Any]) -> None:
-        self._over.append(task)
+    def _note(self, work: asyncio.Task[Any]) -> None:
+        self._over.append(work.get_name())
         self._rouse()
 
     def _rouse(self, _: object = None) -> None:
@@ -390,8 +396,3 @@ class Scheduler:
 async def _called(function: Callable[[Argument], Awaitable[Value]], argument: Argument) -> Value:
     """Call inside of a task, so that what is raised on the way to the first `await` is that task's too."""
     return await function(argument)
-
-
-def _unstored(batch: Iterable[Ended], error: Exception) -> list[Ended]:
-    """What could not be committed: a result that may be lost is none."""
-    return [Ended(each.task, Failed(error)) if isinstance(each.end, Finished) else each for each in batch]

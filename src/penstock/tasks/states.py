@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, TypeAlias
 
 import msgspec
 
-from penstock.outcome import Outcome
+from penstock.outcome import Cancelled, Failed, Finished, Outcome
 
 
 class State(StrEnum):
@@ -34,6 +34,14 @@ LEGAL: Mapping[State, frozenset[State]] = {
     State.CANCELLED: frozenset({State.WAITING}),
     State.BLOCKED: frozenset({State.WAITING}),
 }
+
+
+ENDS: Mapping[type[Any], State] = {
+    Finished: State.FINISHED,
+    Failed: State.FAILED,
+    Cancelled: State.CANCELLED,
+}
+HOPELESS = frozenset({State.FAILED, State.CANCELLED, State.BLOCKED})
 
 
 class Blocked(msgspec.Struct, frozen=True):
@@ -66,3 +74,8 @@ class Reopened(msgspec.Struct, frozen=True):
 
 
 Change: TypeAlias = Started | Ended | Reopened
+
+
+def unstored(batch: Iterable[Ended], error: Exception) -> list[Ended]:
+    """What could not be committed: a result that may be lost is none."""
+    return [Ended(each.task, Failed(error)) if isinstance(each.end, Finished) else each for each in batch]
