@@ -46,19 +46,38 @@ if TYPE_CHECKING:
     from penstock.policies.retry import retry
     from penstock.policies.timeout import timeout
     from penstock.policies.trace import trace
+    from penstock.store.journal import Journal
+    from penstock.tasks.agents import AgentConfig
+    from penstock.tasks.engines.local import LocalEngine
+    from penstock.tasks.executor import TaskExecutor
+    from penstock.tasks.orchestrator import ProjectOrchestrator
+    from penstock.tasks.project import ProjectSpec
+    from penstock.tasks.registry import AgentRegistry
+    from penstock.tasks.results import ExecutionResult, ExecutionStatus
+    from penstock.tasks.task import AgentTask
 
 # Imported on first use, so that `import penstock` loads no provider, no server and no HTTP client.
 _LATE = {
+    "AgentConfig": "penstock.tasks.agents",
+    "AgentRegistry": "penstock.tasks.registry",
+    "AgentTask": "penstock.tasks.task",
     "BaseLlm": "penstock.llms.base",
     "Claude": "penstock.llms.anthropic",
     "Demo": "penstock.llms.demo",
     "Deployment": "penstock.policies.balance",
+    "ExecutionResult": "penstock.tasks.results",
+    "ExecutionStatus": "penstock.tasks.results",
     "Gemini": "penstock.llms.gemini",
     "Gpt": "penstock.llms.openai",
+    "Journal": "penstock.store.journal",
+    "LocalEngine": "penstock.tasks.engines.local",
     "PassthroughExecutor": "penstock.chat.passthrough",
     "Price": "penstock.llms.prices",
+    "ProjectOrchestrator": "penstock.tasks.orchestrator",
+    "ProjectSpec": "penstock.tasks.project",
     "Record": "penstock.policies.record",
     "Replay": "penstock.llms.replay",
+    "TaskExecutor": "penstock.tasks.executor",
     "balance": "penstock.policies.balance",
     "breaker": "penstock.policies.breaker",
     "budget": "penstock.policies.budget",
@@ -78,6 +97,9 @@ _LATE = {
 
 __all__ = [
     "LOCAL",
+    "AgentConfig",
+    "AgentRegistry",
+    "AgentTask",
     "AgentType",
     "BaseLlm",
     "Cancelled",
@@ -89,6 +111,8 @@ __all__ = [
     "Deployment",
     "Event",
     "Execution",
+    "ExecutionResult",
+    "ExecutionStatus",
     "Executor",
     "Failed",
     "Finished",
@@ -96,19 +120,24 @@ __all__ = [
     "Gemini",
     "Gpt",
     "Item",
+    "Journal",
     "Listener",
+    "LocalEngine",
     "Message",
     "Outcome",
     "PassthroughExecutor",
     "PenstockError",
     "Price",
     "Principal",
+    "ProjectOrchestrator",
+    "ProjectSpec",
     "Reasoning",
     "Record",
     "Replay",
     "Retrying",
     "Run",
     "Switched",
+    "TaskExecutor",
     "Text",
     "ToolCall",
     "ToolEnded",

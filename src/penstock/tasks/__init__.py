@@ -1,1 +1,1 @@
-"""Tasks that need each other: their graph, and the scheduler that runs it as wide as allowed."""
+"""Agents, the tasks they are given, projects of tasks that need each other, and the engines that run them."""
