@@ -96,8 +96,7 @@ WRONG: dict[str, tuple[str, int | None, str, str]] = {
     "unknown section": ("servr: {}", 1, "servr", "did you mean 'server'"),
     "unknown key": ("server:\n  prot: 1", 2, "server.prot", "did you mean 'port'"),
     "unknown key of a model": (f"{MODEL}    retry:\n      attemps: 2", 5, "models[0].retry.attemps", "'attempts'"),
-    "unknown key like no other": ("zzz: 1", 1, "zzz", "known here are auth, models, recordings, server"),
-    "not built: agents": ("agents: []", 1, "agents", "not supported by this version"),
+    "unknown key like no other": ("zzz: 1", 1, "zzz", "known here are agents, auth, models, recordings, server"),
     "not built: store": ("store: {url: 'sqlite:///x.db'}", 1, "store.url", "not supported by this version"),
     "not built: mcpServers": ("mcpServers: {}", 1, "mcpServers", "not supported by this version"),
     "not built: detach": (
@@ -340,7 +339,7 @@ def test_the_schema_accepts_what_is_accepted_and_refuses_unknown_keys() -> None:
     published = jsonschema.Draft202012Validator(schema())
     found = yaml.safe_load(FULL.replace("2024-01-01", "'2024-01-01'"))
     published.validate(found)
-    assert not published.is_valid({**found, "agents": []})
+    assert not published.is_valid({**found, "mcpServers": {}})
     assert not published.is_valid({"server": {"prot": 1}})
 
 

@@ -36,7 +36,7 @@ def converse(prompt: str | None, *, model: str | None, system: str | None, as_js
     _check(text)
     catalog = Catalog(load(config, os.environ), os.environ)
     with asyncio.Runner() as runner:
-        name = model or runner.run(_usual_model(catalog))
+        name = model or runner.run(usual_model(catalog))
         talk = Talk(catalog, name, system=system)
         if interactive:
             return _loop(runner, talk)
@@ -153,7 +153,7 @@ def _loop(runner: asyncio.Runner, talk: Talk) -> int:
             complain(f"{type(error).__name__}: {error.message}")
 
 
-async def _usual_model(catalog: Catalog) -> str:
+async def usual_model(catalog: Catalog) -> str:
     """The first configured model, or the only one there is; raises `UsageError` when it is not clear which."""
     if catalog.configured:
         return catalog.served[0].name

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from penstock.chat.passthrough import PassthroughExecutor
+from penstock.config.agents import lacking
 from penstock.config.layers import Layers, deployed, fallback_layer, layers_of, token_layers
 from penstock.config.listing import Listing, Model
 from penstock.config.models import DEMO, REPLAY, ModelSettings
@@ -28,6 +29,7 @@ from penstock.run import Executor, Run
 
 if TYPE_CHECKING:
     from penstock.llms.base import BaseLlm
+    from penstock.llms.prices import ModelInfo
 
     Chat = Executor[ChatRequest, ChatReply]
 
@@ -89,6 +91,7 @@ class Catalog:
     def __init__(self, settings: Settings, env: Mapping[str, str]) -> None:
         environment = read_environment(env)
         self.notices: list[str] = list(environment.notices)
+        self._settings = settings
         self._since = int(time.time())
         replay, tracing = settings.recordings.replay, settings.tracing
         made = {} if replay else {model.name: _llms(model, env) for model in settings.models}
@@ -107,9 +110,11 @@ class Catalog:
         self._configured = {built.name: self._serve(built, spare) for built in models}
         self._providers = {built.name: self._serve(built) for built in others}
         self._by_llm: dict[tuple[str, str], Served] = {}
+        self._others: dict[str, tuple[Candidate, ...]] = {}
         for model in settings.models if models else ():
             self._by_llm.setdefault(split(model.llm), self._configured[model.name])
             self.notices += _notices(model, env)
+        self.notices += () if replay else lacking(settings.agents, env)
         self._bound = lru_cache(maxsize=BOUND_NAMES)(self._bind)
 
     @property
@@ -131,6 +136,31 @@ class Catalog:
         if self._configured or name == model:
             return served.executor
         return (self._bound if len(name) <= LONGEST_BOUND else self._bind)(served.name, name)
+
+    def provider(self, model: str) -> str:
+        """Whose a requested model is; raises `NotFound`."""
+        return self._resolve(model)[0].llm.provider
+
+    def info(self, model: str) -> ModelInfo | None:
+        """What is known of a requested model, without asking its provider; raises `NotFound`."""
+        served, own = self._resolve(model)
+        return served.llm.info if self._configured else served.llm.info_of(own)
+
+    def made(self, model: ModelSettings, env: Mapping[str, str], *, pace_s: float = 0.0) -> Chat:
+        """The executor for a model that stands elsewhere, such as an agent's, inside what is configured for all.
+
+        `pace_s` is that of the demo model, in seconds. Raises `ConfigError` for an address in `env`, or a provider,
+        that cannot be used.
+        """
+        if self._settings.recordings.replay:
+            return _Renamed(self.find(model.llm), model.llm)
+        demo: Any = LLMS.get(DEMO)
+        llm: BaseLlm = demo(pace_s=pace_s) if split(model.llm)[0] == DEMO else configured_llm(model, env)
+        self._others[model.llm] = candidates_of([llm])
+        built = _alone(model.name, llm, self._settings.tracing)
+        wrapped = wrap(llm, (layer.policy for layer in built.layers.whole()))
+        outer = (*_recording(self._settings, [built]), *(layer.policy for layer in self._tokens))
+        return _Renamed(PassthroughExecutor(wrap(wrapped, outer)), model.llm)
 
     async def models(self) -> list[Model]:
         """The configured models, else those that each provider lists, by names that `find` takes."""
@@ -205,6 +235,8 @@ class Catalog:
 
     def _candidates(self, request: ChatRequest) -> tuple[Candidate, ...]:
         """The models that may come to answer a request by a client's name for one."""
+        if request.model in self._others:
+            return self._others[request.model]
         served, name = self._resolve(request.model)
         return served.candidates or candidates_of([served.llm], name)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any, TypeAlias, cast
 
 import yaml
@@ -59,10 +60,21 @@ def dotted(path: Path) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
-def read(text: str, *, file: str, env: Mapping[str, str], without: Collection[str] = ()) -> Document:
+def text_of(file: str) -> str:
+    """The text of a file; raises `ConfigError` where it cannot be read."""
+    try:
+        return FilePath(file).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or type(error).__name__}"
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 text (byte {error.start})"
+    raise ConfigError(problem, file=file)
+
+
+def read(text: str, *, file: str, env: Mapping[str, str], without: Collection[str] = (), only: str = "") -> Document:
     """Read one YAML document, `without` some of its sections; raises `ConfigError` for what cannot be read.
 
-    A variable that is missing is one of these things.
+    A variable that is missing is one of these things; `only` names the one section where variables may stand.
     """
     try:
         loader = _Loader(text)
@@ -72,7 +84,7 @@ def read(text: str, *, file: str, env: Mapping[str, str], without: Collection[st
                 return Document({}, {})
             if isinstance(node, yaml.MappingNode):
                 node.value = [(key, item) for key, item in node.value if key.value not in without]
-            reader = _Reader(loader, file, env)
+            reader = _Reader(loader, file, env, only)
             return Document(reader.value(node, ()), reader.lines)
         finally:
             loader.dispose()
@@ -101,8 +113,8 @@ def _said(error: yaml.YAMLError, lines: list[str]) -> tuple[str, int | None]:
 class _Reader:
     """Turns nodes into values while it notes their lines."""
 
-    def __init__(self, loader: _Loader, file: str, env: Mapping[str, str]) -> None:
-        self._loader, self._file, self._env = loader, file, env
+    def __init__(self, loader: _Loader, file: str, env: Mapping[str, str], only: str) -> None:
+        self._loader, self._file, self._env, self._only = loader, file, env, only
         self._inside: set[int] = set()
         self.lines: dict[Path, int] = {}
 
@@ -159,6 +171,11 @@ class _Reader:
     def _variable(self, found: re.Match[str], node: yaml.Node, path: Path) -> str:
         if found[0] == "$${":
             return "${"
+        if self._only and path[:1] != (self._only,):
+            problem = (
+                f"a variable may stand in {self._only!r} only, for this is stored: write $${{ for the characters ${{"
+            )
+            raise self._wrong(problem, node, path)
         if found[1] is None:
             raise self._wrong("write ${NAME} for an environment variable, $${ for the characters ${", node, path)
         value = self._env.get(found[1], "").strip("\r\n")

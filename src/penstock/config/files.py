@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from penstock.config.document import Document, Path, dotted, read
+from penstock.config.document import Document, Path, read, text_of
 from penstock.config.models import DEMO, ModelSettings
-from penstock.config.problems import keys_of, said
+from penstock.config.problems import Source, keys_of, said
 from penstock.config.providers import known_price, offered_llm
 from penstock.config.section import unknown_key
 from penstock.config.settings import SCOPES, RecordingSettings, ServerSettings, Settings
 from penstock.config.tools import WrongTool, make_tools, tool_schemas
 from penstock.errors import ConfigError
 from penstock.llms.services import SERVICES, split
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 DEFAULT = "penstock.yaml"
 COMMAND_LINE = "command line"
@@ -35,7 +32,7 @@ _WHERE = (
     "connect_timeout_s",
 )
 _UNBUILT: dict[tuple[str, ...], tuple[str, ...]] = {
-    (): ("agents", "mcpServers"),
+    (): ("mcpServers",),
     ("store",): ("url",),
 }
 
@@ -50,7 +47,7 @@ def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, An
     written = dict(overrides or {})
     recordings = written.pop("recordings", {})
     unused = ("models",) if recordings.get("replay") else ()
-    document = Document({}, {}) if file is None else read(_text(file), file=file, env=env, without=unused)
+    document = Document({}, {}) if file is None else read(text_of(file), file=file, env=env, without=unused)
     source = _Source(document, file or DEFAULT)
     settings = _placed(source.validated(), FilePath(file or DEFAULT).parent)
     source.refuse_doubles("models", [model.name for model in settings.models])
@@ -60,6 +57,7 @@ def load(path: str | None, env: Mapping[str, str], *, overrides: Mapping[str, An
     source.check_fallbacks(settings)
     source.check_prices(settings)
     source.refuse_doubles("tools", [tool.name for tool in settings.tools])
+    source.check_agents(settings, env)
     permissions = source.check_tools(settings, env)
     source.check_scopes(settings, {*SCOPES, *permissions})
     settings = settings.model_copy(update={"recordings": _recordings(settings, recordings)})
@@ -86,6 +84,7 @@ def _placed(settings: Settings, folder: FilePath) -> Settings:
             "recordings": settings.recordings.model_copy(update=recorded),
             "models": tuple(model.placed(folder) for model in settings.models),
             "tools": tuple(tool.placed(folder) for tool in settings.tools),
+            "agents": tuple(agent.placed(folder) for agent in settings.agents),
         }
     )
 
@@ -95,16 +94,6 @@ def schema() -> dict[str, Any]:
     made = Settings.model_json_schema()
     made["$defs"] |= tool_schemas()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
-
-
-def _text(file: str) -> str:
-    try:
-        return FilePath(file).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror or type(error).__name__}"
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8 text (byte {error.start})"
-    raise ConfigError(problem, file=file)
 
 
 def _recordings(settings: Settings, overrides: Mapping[str, str]) -> RecordingSettings:
@@ -117,40 +106,20 @@ def _overridden(server: ServerSettings, overrides: Mapping[str, Any]) -> ServerS
         return ServerSettings.model_validate({**server.model_dump(), **overrides})
     except ValidationError as error:
         first = error.errors()[0]
-    raise ConfigError(_problem(first, ServerSettings), file=COMMAND_LINE, key=f"--{first['loc'][0]}")
+    problem = said(first, first["loc"], first["input"], unknown=lambda path: _unknown(path, ServerSettings))
+    raise ConfigError(problem, file=COMMAND_LINE, key=f"--{first['loc'][0]}")
 
 
-class _Source:
-    """A document and its file's name: where a problem is placed."""
-
-    def __init__(self, document: Document, file: str) -> None:
-        self._document, self._file = document, file
-
-    def wrong(self, problem: str, path: Path) -> ConfigError:
-        """The error that says a problem and its place."""
-        return ConfigError(problem, file=self._file, line=self._document.line(path), key=dotted(path))
+class _Source(Source):
+    """The document that holds the settings."""
 
     def validated(self) -> Settings:
-        """The document as settings; of several problems the first in the file is raised, a missing key last.
-
-        For what is missing may be there, misspelt.
-        """
+        """The document as settings; raises for the first problem in the file."""
         try:
             return Settings.model_validate(self._document.value)
         except ValidationError as error:
             found = error.errors()
-        first = min(found, key=lambda one: (one["type"] == "missing", self._document.line(_path(one)) or 0))
-        raise self.wrong(_problem(first, Settings), _path(first))
-
-    def refuse_doubles(self, section: str, names: Iterable[str]) -> None:
-        """Raise for a name that stands twice in a list."""
-        seen: dict[str, int | None] = {}
-        for number, name in enumerate(names):
-            path: Path = (*section.split("."), number, "name")
-            line = self._document.line(path)
-            if name in seen:
-                raise self.wrong(f"the name {name!r} stands twice, on lines {seen[name]} and {line}: rename one", path)
-            seen[name] = line
+        raise self.first(found, lambda path: _unknown(path, Settings))
 
     def check_addresses(self, settings: Settings, env: Mapping[str, str]) -> None:
         """Raise for a model whose service has no usual address and is given none."""
@@ -210,6 +179,13 @@ class _Source:
                     problem = f"nothing asks for this scope: write one of {listed}"
                     raise self.wrong(problem, ("auth", "tokens", number, "scopes", place))
 
+    def check_agents(self, settings: Settings, env: Mapping[str, str]) -> None:
+        """Raise for an agent that cannot work as it is written."""
+        if settings.agents:
+            from penstock.config.agents import checked_agents
+
+            checked_agents(settings.agents, self, settings, env)
+
     def check_tools(self, settings: Settings, env: Mapping[str, str]) -> set[str]:
         """The permissions that tools ask for; raises for a tool that cannot be made from what is written."""
         permissions: set[str] = set()
@@ -230,14 +206,6 @@ def _places(settings: Settings, *, only: int | None = None) -> Iterator[tuple[Pa
                 yield ("models", number, "deployments", place), model.deployed(deployment)
             if not model.deployments:
                 yield ("models", number), model
-
-
-def _path(error: ErrorDetails) -> Path:
-    return tuple(part for part in error["loc"] if part != "[key]")
-
-
-def _problem(error: ErrorDetails, model: type[BaseModel]) -> str:
-    return said(error, _path(error), error["input"], unknown=lambda path: _unknown(path, model))
 
 
 def _unknown(path: Path, model: type[BaseModel]) -> str:

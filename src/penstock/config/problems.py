@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
-from penstock.config.document import Path
+from penstock.config.document import Document, Path, dotted
 from penstock.config.section import FromEnvironment
+from penstock.errors import ConfigError
 from penstock.messages import is_array, is_object
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ HASH = "^sha256:[0-9a-f]{64}$"
 SCOPE = r"^[\w.:-]{1,64}$"
 _EXPECTED = {
     "bool": "true or false",
+    "decimal": "a number",
     "dict": "a mapping of keys to values",
     "float": "a number",
     "int": "a whole number",
@@ -28,6 +30,7 @@ _EXPECTED = {
 }
 _SAID = {
     "finite_number": "expected a finite number",
+    "json_invalid": "nested too deeply",
     "missing": "required, but not written",
     "string_too_long": "too long",
     "string_too_short": "must not be empty",
@@ -36,6 +39,7 @@ _SAID = {
 _FORMS = {
     SCOPE: "one word of letters, digits and . : - _",
     HASH: "sha256: and 64 hex digits, as `penstock token new NAME` prints them",
+    r"^[\w.-]{1,64}$": "1 to 64 letters, digits, dots, hyphens or underscores",
     "^[a-zA-Z0-9_-]{1,64}$": "1 to 64 letters, digits, hyphens or underscores",
 }
 _BOUNDS = {
@@ -44,6 +48,36 @@ _BOUNDS = {
     "less_than_equal": ("le", "at most"),
 }
 _KINDS = ((bool, "true or false"), (int, "a number"), (float, "a number"), (str, "text"), (list, "a list"))
+
+
+class Source:
+    """A document and its file's name: where a problem is placed."""
+
+    def __init__(self, document: Document, file: str) -> None:
+        self._document, self._file = document, file
+
+    def wrong(self, problem: str, path: Path) -> ConfigError:
+        """The error that says a problem and its place."""
+        return ConfigError(problem, file=self._file, line=self._document.line(path), key=dotted(path))
+
+    def first(self, errors: Iterable[ErrorDetails], unknown: Callable[[Path], str]) -> ConfigError:
+        """The first of several problems in the file, a missing key last: what is missing may be there, misspelt."""
+        first = min(errors, key=lambda one: (one["type"] == "missing", self._document.line(_path(one)) or 0))
+        return self.wrong(said(first, _path(first), first["input"], unknown=unknown), _path(first))
+
+    def refuse_doubles(self, section: str, names: Iterable[str], key: str = "name") -> None:
+        """Raise for a name that stands twice in a list."""
+        seen: dict[str, int | None] = {}
+        for number, name in enumerate(names):
+            path: Path = (*section.split("."), number, key)
+            line = self._document.line(path)
+            if name in seen:
+                raise self.wrong(f"the {key} {name!r} stands twice, on lines {seen[name]} and {line}: rename one", path)
+            seen[name] = line
+
+
+def _path(error: ErrorDetails) -> Path:
+    return tuple(part for part in error["loc"] if part != "[key]")
 
 
 def said(error: ErrorDetails, path: Path, value: Any, *, unknown: Callable[[Path], str]) -> str:

@@ -8,13 +8,14 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
+from penstock.config.agents import AgentSettings
 from penstock.config.models import BudgetSettings, LimitSettings, ModelSettings
 from penstock.config.problems import HASH
 from penstock.config.section import Name, Section, number
 from penstock.config.tools import ToolSettings
 from penstock.config.values import Address, Flag, Scope, Seconds, Text, check_address
 
-SCOPES = ("chat", "tools", "admin")
+SCOPES = ("chat", "tools", "projects", "admin")
 
 
 def _origin(value: str) -> str:
@@ -81,7 +82,7 @@ class TracingSettings(Section):
 
 
 class StoreSettings(Section):
-    """Where what must outlive the process is kept: `dir` holds the ledger."""
+    """Where what must outlive the process is kept: `dir` holds the ledger and the projects."""
 
     dir: Annotated[str, Field(min_length=1)] = ".penstock"
 
@@ -100,6 +101,7 @@ class Settings(Section):
     auth: AuthSettings = AuthSettings()
     models: Annotated[tuple[ModelSettings, ...], Strict(strict=False)] = ()
     tools: Annotated[tuple[ToolSettings, ...], Strict(strict=False)] = ()
+    agents: Annotated[tuple[AgentSettings, ...], Strict(strict=False)] = ()
     store: StoreSettings = StoreSettings()
     recordings: RecordingSettings = RecordingSettings()
     tracing: TracingSettings = TracingSettings()
