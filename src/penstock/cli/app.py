@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from penstock.cli.ends import reported
+from penstock.cli.options import Config, Json
+from penstock.cli.project import project
 
 app = typer.Typer(
     name="penstock",
@@ -22,26 +22,13 @@ token = typer.Typer(name="token", help="Make tokens for callers of the server.",
 app.add_typer(token)
 tools = typer.Typer(name="tools", help="List, show and call the configured tools.", no_args_is_help=True)
 app.add_typer(tools)
+app.add_typer(project)
 
-
-def _importable(config: str | None) -> str | None:
-    """Let functions that are tools be imported from the folder of the configuration, else from the current one."""
-    for folder in (str(Path.cwd()), str(Path(config or "penstock.yaml").absolute().parent)):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-    return config
-
-
-Config = Annotated[
-    str | None,
-    typer.Option("--config", metavar="FILE", callback=_importable, help="default: penstock.yaml where it exists"),
-]
 Host = Annotated[str | None, typer.Option(help="default: 127.0.0.1; any other needs tokens")]
 Port = Annotated[int | None, typer.Option(help="default: 8000")]
 Workers = Annotated[int | None, typer.Option(help="processes, default: 1")]
 Log = Annotated[str | None, typer.Option(help="plain or json")]
 ToolName = Annotated[str, typer.Argument(help="the tool's name")]
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
 
 def _show_version(asked: bool) -> None:
@@ -127,6 +114,39 @@ def check(
             checking.print_schema()
         else:
             raise typer.Exit(checking.check(config, as_json=as_json))
+
+
+@app.command()
+def run(  # each is an option
+    file: Annotated[str, typer.Argument(metavar="FILE", help="a project file, such as project.yaml")],
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run that was interrupted")] = False,
+    new: Annotated[bool, typer.Option("--new", help="begin anew, although a run was interrupted")] = False,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="tasks at once; default: what the file says")] = None,
+    config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the log as JSON, an entry a line, then the report")] = False,
+) -> None:
+    """Run a project, and show it; one that is interrupted goes on with --resume."""
+    from penstock.cli.run import run_project
+
+    with reported():
+        code = run_project(file, resume=resume, new=new, concurrent=concurrent, as_json=as_json, config=config)
+    raise typer.Exit(code)
+
+
+@app.command()
+def plan(
+    goal: Annotated[str, typer.Argument(help="what is to be reached")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="default: the first one")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="default: project.yaml")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Have a model propose a small project for a goal; it is checked, shown and saved, and nothing of it runs."""
+    from penstock.cli.plan import plan as propose
+
+    with reported():
+        code = propose(goal, model=model, config=config, output=output, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @token.command()
