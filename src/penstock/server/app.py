@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import msgspec
 
 from penstock.config.tools import close_tools
-from penstock.errors import Invalid, PenstockError, TooLarge, ToolError
+from penstock.errors import Invalid, PenstockError, ToolError
 from penstock.outcome import Cancelled, Failed
 from penstock.policies.trace import trace
 from penstock.run import Principal
 from penstock.server.answering import respond
 from penstock.server.auth import Auth, demand
+from penstock.server.body import read_body
 from penstock.server.client import ClientGone, Headers, Manner, Receive, Scope, Send
 from penstock.server.endpoints import CHAT, TOOL, Catalog, Endpoint, Work, chat_endpoint, tool_endpoint
 from penstock.server.log import access
 from penstock.server.pages import pages
+from penstock.server.project_pages import FACTS, Intake, project_pages
 from penstock.server.sse import fresh_id
 from penstock.server.tracing import parent_of
 from penstock.server.wire import answer_of, shutting_down
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from penstock.server.endpoints import Tools
+    from penstock.server.projects import Projects
 
 PROBES = frozenset(("/health", "/ready"))
 _REQUEST_ID = re.compile(rb"^[\w.:-]{1,128}$")
@@ -55,9 +58,17 @@ class App:
     `drain()` makes it refuse new work; `running` is what is left, and `idle` is set while that is nothing.
     """
 
-    def __init__(self, catalog: Catalog, options: Options | None = None, *, tools: Tools | None = None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        options: Options | None = None,
+        *,
+        tools: Tools | None = None,
+        projects: Projects | None = None,
+    ) -> None:
         self._chat = chat_endpoint(catalog)
         self.tools = tools or {}
+        self.projects = projects
         self._options = options or Options()
         self._max_body = int(self._options.max_body_mb * 1024 * 1024)
         self._origins = frozenset(origin.encode() for origin in self._options.cors_origins)
@@ -65,7 +76,10 @@ class App:
         self.idle = asyncio.Event()
         self.idle.set()
         self.draining = False
-        self._pages: ASGIApp = pages(catalog, self.tools, self._options.auth, ready=lambda: not self.draining)
+        auth, intake = self._options.auth, Intake(self._max_body, self._origins, self._options.manner, self._ready)
+        described = pages(catalog, self.tools, auth, ready=self._ready)
+        described.include_router(project_pages(projects, auth, intake))
+        self._pages: ASGIApp = described
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
@@ -94,6 +108,22 @@ class App:
         """Refuse new requests from now on."""
         self.draining = True
 
+    def stop(self, reason: str) -> None:
+        """End what is left of the requests, and what is told of projects."""
+        for answer in list(self.running):
+            answer.stop(reason)
+        if self.projects is not None:
+            self.projects.closing.set()
+
+    async def settled(self) -> None:
+        """Return when no request runs, and no task of a project, of which none starts any more."""
+        if self.projects is not None:
+            await self.projects.settle()
+        await self.idle.wait()
+
+    def _ready(self) -> bool:
+        return not self.draining
+
     def _common_headers(self, headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         given = headers.get(b"x-request-id", b"")
         extra = [(b"x-request-id", given if _REQUEST_ID.match(given) else f"req_{fresh_id()}".encode())]
@@ -108,18 +138,24 @@ class App:
 
     async def _page(self, scope: Scope, receive: Receive, send: _Sending) -> None:
         began = monotonic()
-        page = {**scope, "method": "GET"} if scope["method"] == "HEAD" else {**scope}  # the server sends no body
+        page: dict[str, Any] = {**scope}
+        if scope["method"] == "HEAD":
+            page["method"] = "GET"  # the server sends no body
         await self._pages(cast("Any", page), receive, cast("Any", send))
         if scope["path"] not in PROBES or send.status >= 400:
             facts = _facts(scope, send.extra, send.status)
             # the path as it was declared: what a client wrote in it may be a secret of somebody
             facts["path"] = getattr(page.get("route"), "path", "(unknown)")
-            access({**facts, "ms": _ms_since(began)})
+            access({**facts, **page.get(FACTS, {}), "ms": _ms_since(began)})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
+            if message["type"] == "lifespan.startup" and self.projects is not None:
+                self.projects.take_up()
             if message["type"] == "lifespan.shutdown":
+                if self.projects is not None:
+                    await self.projects.aclose()
                 await close_tools(self.tools.values())
             await send({"type": f"{message['type']}.complete"})
             if message["type"] == "lifespan.shutdown":
@@ -135,7 +171,8 @@ class App:
             principal = self._options.auth.principal(call.headers.get(b"authorization"))
             demand(principal, endpoint.scope)
             manner = _manner(call.headers, self._options.manner)
-            work = endpoint.prepare(await call.body(self._max_body, within_s=manner.write_stall_s), call.headers)
+            body = await read_body(call.receive, call.headers, limit=self._max_body, within_s=manner.write_stall_s)
+            work = endpoint.prepare(body, call.headers)
             if work.effects and b"x-disconnect-policy" not in call.headers:
                 manner = replace(manner, disconnect="finish")
             executor = work.find()
@@ -184,31 +221,6 @@ class _Call:
     headers: dict[bytes, bytes]
     extra: list[tuple[bytes, bytes]]
 
-    async def body(self, limit: int, *, within_s: float) -> bytes:
-        """The body; raises `TooLarge` once it is known to exceed `limit` bytes, `ClientGone` where it does not end."""
-        length = self.headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > limit:
-            raise _too_large(limit)
-        try:
-            async with asyncio.timeout(within_s):
-                return await self._read(limit)
-        except TimeoutError:
-            raise ClientGone("did not send its whole request in time") from None
-
-    async def _read(self, limit: int) -> bytes:
-        parts: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone("left while it sent its request")
-            more = message.get("more_body", False)
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise _too_large(limit)
-        return b"".join(parts) if len(parts) > 1 else parts[0]
-
     async def refuse(self, error: PenstockError, status: int | None = None) -> int:
         """Send an error in place of an answer, with its usual status or another; returns the status."""
         told = answer_of(error)
@@ -226,10 +238,6 @@ class _Call:
 async def _misused(call: _Call) -> None:
     method = call.scope["method"]
     await call.refuse(Invalid(f"{method} is not for this path: use POST", code="method_not_allowed"), 405)
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the body is larger than {limit / 1024 / 1024:g} MB", code="request_too_large")
 
 
 def _manner(headers: Mapping[bytes, bytes], manner: Manner) -> Manner:

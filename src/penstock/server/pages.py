@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from fastapi import FastAPI, Header, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from penstock.errors import PenstockError, RequestError
+from penstock.errors import Invalid, PenstockError, RequestError
 from penstock.run import Principal
 from penstock.server.auth import Auth, demand
 from penstock.server.endpoints import Catalog, listed, model_row
+from penstock.server.project_pages import FACTS
 from penstock.server.wire import answer_of
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def pages(catalog: Catalog, tools: Tools, auth: Auth, *, ready: Callable[[], boo
         summary="LLM work through one executor contract, over the OpenAI API.",
         docs_url=None,
         redoc_url=None,
-        exception_handlers={PenstockError: _failed, HTTPException: _refused},
+        exception_handlers={PenstockError: _failed, HTTPException: _refused, RequestValidationError: _unfit},
         telemetry={"tracing": False, "metrics": False, "logs": False},  # else each health probe is four spans
     )
 
@@ -81,11 +83,18 @@ def _admitted(auth: Auth, authorization: str | None, scope: str = "chat") -> Pri
     return principal
 
 
-async def _failed(_: Request, error: Exception) -> Response:
+async def _failed(request: Request, error: Exception) -> Response:
+    request.scope.setdefault(FACTS, {})["error"] = type(error).__name__
     told = answer_of(error)
     body = msgspec.json.encode(told.body)
     headers = {name.decode(): value.decode() for name, value in told.headers(len(body))}
     return Response(body, told.status, headers)
+
+
+async def _unfit(request: Request, error: Exception) -> Response:
+    first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": ("",), "msg": str(error)}
+    param = str(first["loc"][-1])
+    return await _failed(request, Invalid(f"{param}: {first['msg']}", param=param, code="invalid_value"))
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:

@@ -25,6 +25,7 @@ from penstock.server.app import App, Options
 from penstock.server.auth import Auth, Token, hash_of
 from penstock.server.client import Manner
 from penstock.server.log import configure
+from penstock.server.projects import Projects
 from penstock.server.protocol import Protocol
 from penstock.server.tracing import export_to, flush
 
@@ -68,7 +69,7 @@ class Server(uvicorn.Server):
             self._app.drain()
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         elif monotonic() - self._told >= SAME_SIGNAL_S:  # a worker hears a terminal's Ctrl-C from its parent too
-            self._end_runs("the server was told to stop at once")
+            self._app.stop("the server was told to stop at once")
             self.should_exit = True
 
     async def _drain(self) -> None:
@@ -77,16 +78,12 @@ class Server(uvicorn.Server):
             async with asyncio.timeout(self._drain_s):
                 # a moment for requests that are on their way, which get their 503
                 await asyncio.sleep(min(SETTLE_S, self._drain_s / 2))
-                await self._app.idle.wait()
-        self._end_runs("the server is shutting down")
+                await self._app.settled()
+        self._app.stop("the server is shutting down")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_S):
                 await self._app.idle.wait()
         self.should_exit = True
-
-    def _end_runs(self, reason: str) -> None:
-        for answer in list(self._app.running):
-            answer.stop(reason)
 
 
 def run(settings: Settings, *, config_path: str | None = None, fd: int | None = None) -> int:
@@ -133,7 +130,8 @@ def application(settings: Settings) -> App:
         trace_content=tracing.content,
     )
     tools = make_tools(settings.tools, os.environ, directory=settings.store.dir, trace_content=tracing.content)
-    return App(Catalog(settings, os.environ), options, tools=tools)
+    catalog = Catalog(settings, os.environ)
+    return App(catalog, options, tools=tools, projects=Projects(settings, catalog))
 
 
 def serve(app: App, sock: socket.socket, *, drain_s: float) -> None:

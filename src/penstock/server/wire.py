@@ -10,9 +10,11 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from penstock.errors import (
+    AgentUnavailable,
     BadAnswer,
     BadArguments,
     BadRequest,
+    CyclicPlan,
     Denied,
     Forbidden,
     Invalid,
@@ -23,6 +25,8 @@ from penstock.errors import (
     RateLimited,
     Refused,
     RequestError,
+    StoreFailed,
+    TaskFailed,
     TimedOut,
     ToolError,
     TooLong,
@@ -81,19 +85,28 @@ MOST_SHOWN = 100
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 
 
-def parse_chat(body: bytes) -> ChatRequest:
-    """The request in a body; raises `Invalid` with the field that is wrong."""
+def parse_json(body: bytes) -> Any:
+    """The value in a body; raises `Invalid` where it is no JSON, or holds a key twice or a number out of range."""
     try:
-        fields = _decode(body)
-        if _encode(fields) != body:  # not in the form that clients write: it may hide a key that stands twice
-            fields = json.loads(body, object_pairs_hook=_unique, parse_constant=_constant)
-        msgspec.convert(fields, _Shape)
+        value = _decode(body)
+        if _encode(value) != body:  # not in the form that clients write: it may hide a key that stands twice
+            value = json.loads(body, object_pairs_hook=_unique, parse_constant=_constant)
     except msgspec.ValidationError as error:
-        raise _mistyped(str(error)) from error
+        raise mistyped(str(error)) from error
     except RecursionError as error:
         raise Invalid("the JSON is nested too deeply", code="invalid_json") from error
     except ValueError as error:
         raise Invalid(f"the body is not valid JSON: {error}", code="invalid_json") from error
+    return value
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """The request in a body; raises `Invalid` with the field that is wrong."""
+    fields = parse_json(body)
+    try:
+        msgspec.convert(fields, _Shape)
+    except msgspec.ValidationError as error:
+        raise mistyped(str(error)) from error
     messages, stream = fields.pop("messages"), fields.pop("stream", None)
     return ChatRequest(model=fields.pop("model"), messages=messages, stream=bool(stream), params=fields, data=body)
 
@@ -111,13 +124,18 @@ def _constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _mistyped(text: str) -> Invalid:
+def mistyped(text: str) -> Invalid:
+    """The refusal of a body whose types are wrong, with the path that msgspec's words end with."""
     at = _AT.search(text)
     param = (at.group(1).removesuffix("[...]") or None) if at else None
     missing = re.search(r"missing required field `(.*?)`", text)
     if missing:
         param = f"{param}.{missing.group(1)}" if param else missing.group(1)
         return Invalid(f"you must provide {param!r}", param=param, code="missing_required_parameter")
+    unknown = re.search(r"unknown field `(.*?)`", text)
+    if unknown:
+        param = f"{param}.{unknown.group(1)}" if param else unknown.group(1)
+        return Invalid(f"there is no parameter {param!r} here", param=param, code="unknown_parameter")
     where = f" at `{param}`" if param else ""
     return Invalid(f"{_AT.sub('', text)}{where}", param=param, code="invalid_type")
 
@@ -157,6 +175,9 @@ TABLE: dict[type[BaseException], tuple[int, str, str | None]] = {
     Denied: (403, "permission_error", None),
     ToolTimeout: (504, "tool_error", None),
     ToolError: (502, "tool_error", None),
+    TaskFailed: (502, "task_error", None),
+    AgentUnavailable: (400, "invalid_request_error", "agent_unavailable"),
+    CyclicPlan: (400, "invalid_request_error", "cyclic_plan"),
     Unauthorized: (502, "provider_error", "provider_unauthorized"),
     TooLong: (400, "invalid_request_error", "context_length_exceeded"),
     Refused: (400, "invalid_request_error", "content_filter"),
@@ -166,6 +187,7 @@ TABLE: dict[type[BaseException], tuple[int, str, str | None]] = {
     Unavailable: (503, "provider_error", "provider_unavailable"),
     BadAnswer: (502, "provider_error", "provider_bad_answer"),
     LlmError: (502, "provider_error", None),
+    StoreFailed: (500, "server_error", "store_failed"),
     PenstockError: (500, "server_error", None),
     BaseException: (500, "server_error", "internal_error"),
 }
@@ -187,12 +209,14 @@ def answer_of(error: BaseException) -> Answer:
         kind, code = error.type or kind, error.code or code
     elif isinstance(error, LimitReached):
         code = "budget_exhausted" if error.limit in {"budget", "tokens", "money"} else code
+    elif isinstance(error, TaskFailed):
+        code = error.code
     elif isinstance(error, ToolError):
         code, param = error.code, "arguments" if isinstance(error, BadArguments) else None
     spent = isinstance(error, LimitReached) and error.limit == "budget"  # no wait helps, unless one was said
     if status in {429, 503} and retry_after is None and not spent:
         retry_after = 1.0
     body = {"message": message, "type": kind, "param": param, "code": code}
-    if isinstance(error, ToolError) and error.details is not None:
+    if isinstance(error, ToolError | TaskFailed) and error.details is not None:
         body["details"] = error.details
     return Answer(status, {"error": body}, retry_after)
