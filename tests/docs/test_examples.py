@@ -22,6 +22,7 @@ import opentelemetry.trace
 import pytest
 
 from penstock.config import load
+from penstock.config.projects import read_project
 from penstock.llms.services import SERVICES
 from penstock.tools import DbExecutorFactory, FunctionExecutorFactory, HttpExecutorFactory
 from tests.conftest import require
@@ -115,12 +116,16 @@ class Reading:
         return self._there(out.getvalue())
 
     def configure(self, block: Block) -> None:
-        """Load a penstock.yaml, and keep it for the commands that follow."""
-        file = self.folder / "penstock.yaml"
+        """Load a penstock.yaml, or a project that names its file in a first comment; commands that follow see it."""
+        named = re.match(r"# (\S+\.yaml)\n", block.text)
+        file = self.folder / (named[1] if named else "penstock.yaml")
         file.write_text(self._here(block.text))
         for name in re.findall(r"\$\{(\w+)\}", block.text):
             self.variables[name] = f"value-of-{name.lower()}"
-        load(str(file), self.variables)
+        if named:
+            read_project(str(file), self.variables)
+        else:
+            load(str(file), self.variables)
 
     def type_in(self, block: Block) -> None:
         """Run the commands of a block and compare what they print, where the block shows it."""
