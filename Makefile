@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 TESTS ?=
+SPREAD := -n 2 --dist loadfile
 ARGS ?=
 
 ifdef MAKE_TERMOUT
@@ -31,7 +32,7 @@ run: $(VENV)/.penstock  ## Start the server on port 8000 (the demo model when no
 
 test: $(VENV)/.dev  ## Run the tests; TESTS="tests/test_run.py -k cancel" for some, COV=1 with the coverage gate
 	$(SAY) "pytest $(TESTS)"
-	@$(BIN)/python -m pytest --quiet $(if $(COV),--cov --cov-fail-under=95) $(TESTS)
+	@$(BIN)/python -m pytest --quiet $(if $(TESTS),,$(SPREAD)) $(if $(COV),--cov --cov-fail-under=95) $(TESTS)
 
 check: lint test  ## Everything a change must pass: format, lint, types, tests
 

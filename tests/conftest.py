@@ -22,7 +22,7 @@ from tests.rig.upstream import upstream as run_upstream
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-_missing: dict[str, str] = {}
+NEEDS = "needs "
 
 
 def require(name: str, *, problem: str | None = None) -> None:
@@ -36,8 +36,7 @@ def require(name: str, *, problem: str | None = None) -> None:
         return
     if name in os.environ.get("PENSTOCK_REQUIRE", "").split(","):
         pytest.fail(f"{problem}, and PENSTOCK_REQUIRE asks for it", pytrace=False)
-    _missing[name] = problem
-    pytest.skip(problem)
+    pytest.skip(f"{NEEDS}{name} ({problem})")
 
 
 def settle() -> None:
@@ -59,11 +58,12 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says aloud what was not tested."""
-    for name, problem in _missing.items():
-        terminalreporter.write_line(
-            f"NOT TESTED: what needs {name} ({problem}; PENSTOCK_REQUIRE={name} makes it fail)", yellow=True
-        )
+    """Says aloud what was not tested, in this process or in others that it started."""
+    skipped = (str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", ()))
+    for said in sorted({reason.removeprefix("Skipped: ") for reason in skipped}):
+        if said.startswith(NEEDS):
+            name = said.removeprefix(NEEDS).partition(" ")[0]
+            terminalreporter.write_line(f"NOT TESTED: what {said}; PENSTOCK_REQUIRE={name} makes it fail", yellow=True)
 
 
 @pytest.fixture(scope="session")
