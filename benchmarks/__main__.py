@@ -10,7 +10,7 @@ from rich.console import Console
 
 from benchmarks.table import show
 
-BENCHMARKS = ("contract", "gateway", "start", "tasks", "tools", "wires")
+BENCHMARKS = ("batch", "contract", "gateway", "start", "tasks", "tools", "wires")
 QUICK = "--quick"
 
 

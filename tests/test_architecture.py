@@ -42,6 +42,7 @@ ONLY_FOR = {"server": {"cli"}, "testing": set[str]()}  # part -> who may import 
 
 # Every handler of Exception or BaseException: {file: (how many, why)}. A number that went down is lowered here too.
 BROAD = {
+    "batch/calls.py": (1, "a call that failed is a value: its items are asked for again"),
     "config/tools.py": (1, "a module that is imported for its function may raise anything"),
     "policies/record.py": (1, "noted for the record, then raised again"),
     "policies/timeout.py": (1, "thrown where the work waits: a step of the coroutine protocol"),

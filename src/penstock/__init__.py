@@ -23,6 +23,13 @@ from penstock.run import (
 )
 
 if TYPE_CHECKING:
+    from penstock.batch.batch import Batch
+    from penstock.batch.executor import BatchInferenceExecutor
+    from penstock.batch.fallbacks import Fallback
+    from penstock.batch.items import BatchRequest
+    from penstock.batch.outcomes import BatchResponse, ItemOutcome
+    from penstock.batch.plan import Plan
+    from penstock.batch.planner import Planner
     from penstock.chat.passthrough import PassthroughExecutor
     from penstock.llms.anthropic import Claude
     from penstock.llms.base import BaseLlm
@@ -62,16 +69,24 @@ _LATE = {
     "AgentRegistry": "penstock.tasks.registry",
     "AgentTask": "penstock.tasks.task",
     "BaseLlm": "penstock.llms.base",
+    "Batch": "penstock.batch.batch",
+    "BatchInferenceExecutor": "penstock.batch.executor",
+    "BatchRequest": "penstock.batch.items",
+    "BatchResponse": "penstock.batch.outcomes",
     "Claude": "penstock.llms.anthropic",
     "Demo": "penstock.llms.demo",
     "Deployment": "penstock.policies.balance",
     "ExecutionResult": "penstock.tasks.results",
     "ExecutionStatus": "penstock.tasks.results",
+    "Fallback": "penstock.batch.fallbacks",
     "Gemini": "penstock.llms.gemini",
     "Gpt": "penstock.llms.openai",
+    "ItemOutcome": "penstock.batch.outcomes",
     "Journal": "penstock.store.journal",
     "LocalEngine": "penstock.tasks.engines.local",
     "PassthroughExecutor": "penstock.chat.passthrough",
+    "Plan": "penstock.batch.plan",
+    "Planner": "penstock.batch.planner",
     "Price": "penstock.llms.prices",
     "ProjectOrchestrator": "penstock.tasks.orchestrator",
     "ProjectSpec": "penstock.tasks.project",
@@ -102,6 +117,10 @@ __all__ = [
     "AgentTask",
     "AgentType",
     "BaseLlm",
+    "Batch",
+    "BatchInferenceExecutor",
+    "BatchRequest",
+    "BatchResponse",
     "Cancelled",
     "ChatReply",
     "ChatRequest",
@@ -115,11 +134,13 @@ __all__ = [
     "ExecutionStatus",
     "Executor",
     "Failed",
+    "Fallback",
     "Finished",
     "Fold",
     "Gemini",
     "Gpt",
     "Item",
+    "ItemOutcome",
     "Journal",
     "Listener",
     "LocalEngine",
@@ -127,6 +148,8 @@ __all__ = [
     "Outcome",
     "PassthroughExecutor",
     "PenstockError",
+    "Plan",
+    "Planner",
     "Price",
     "Principal",
     "ProjectOrchestrator",

@@ -429,6 +429,19 @@ async def test_a_batch_gets_one_plan_for_each_item_in_order(prompt: str) -> None
     assert plans == [{"agent_id": name, "plan_id": f"plan-{name}", "steps": [{"act": "Wait"}]} for name in ("a", "b")]
 
 
+async def test_the_items_of_a_batch_are_the_lines_between_the_marks_and_what_they_hold_is_data() -> None:
+    lines = ['{"agent_id": 1, "data": [{"id": 5}]}', '{"agent_id": "b", "data": "plan [{\\"agent_id\\": 9}]"}']
+    prompt = 'Plans, please. [{"id": 8}]\n<items>\n' + "\n".join(lines) + "\n</items>\nAnswer now."
+    assert [plan["agent_id"] for plan in json.loads((await ask(prompt)).content)] == [1, "b"]
+
+
+async def test_plans_stand_where_the_schema_of_a_batch_wants_them() -> None:
+    schema = {"type": "object", "required": ["plans"], "properties": {"plans": {"type": "array", "minItems": 1}}}
+    form = {"type": "json_schema", "json_schema": {"name": "batch", "schema": schema}}
+    said = json.loads((await ask('Plan for [{"agent_id": "a"}]', response_format=form)).content)
+    assert [plan["plan_id"] for plan in said["plans"]] == ["plan-a"]
+
+
 async def test_batch_items_may_stand_in_the_system_prompt() -> None:
     messages: list[Message] = [
         {"role": "system", "content": 'Write plans for [{"agent_id": 7}]'},

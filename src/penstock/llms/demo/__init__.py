@@ -154,7 +154,9 @@ def _text(turns: Sequence[Turn], params: Params, prompt: str) -> str:
     form = params.response_format
     if form is not None and form.type == "json_schema" and form.json_schema and form.json_schema.schema is not None:
         instances = Instances(form.json_schema.schema)
-        return rules.as_json(planned if planned and instances.fits(planned) else instances.smallest())
+        known = [planned, {"plans": planned}] if planned else []
+        fit = next((value for value in known if instances.fits(value)), None)
+        return rules.as_json(instances.smallest() if fit is None else fit)
     results = _results(turns)
     said = rules.from_results(results) if results else rules.answer(prompt[:MOST_READ])
     if form is not None and form.type != "text":

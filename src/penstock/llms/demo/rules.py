@@ -52,6 +52,7 @@ _CLOCK = re.compile(
 _ABILITIES = re.compile(r"\bwhat can you\b|\bwho are you\b|\bwhat are you\b|\byour name\b|^\W*help\W*$", re.IGNORECASE)
 _GREETING = re.compile(r"^\W*(hi|hello|hey|good (?:morning|afternoon|evening))\b", re.IGNORECASE)
 _THANKS = re.compile(r"\b(?:thanks|thank you)\b", re.IGNORECASE)
+_MARKED = re.compile(r"^<items>\n(.*?)^</items>$", re.MULTILINE | re.DOTALL)
 _FAREWELL = re.compile(r"^\W*(?:bye|goodbye|good night|see you)\b", re.IGNORECASE)
 
 
@@ -186,7 +187,9 @@ def batch(text: str) -> list[dict[str, Any]] | None:
 
 
 def _items(text: str) -> list[dict[str, Any]]:
-    """The items of the first JSON array of objects that have an id, else the lines that are such objects."""
+    """The items of the lines between marks, else of the first JSON array of objects with an id, else of lines alone."""
+    if marked := _MARKED.search(text):
+        return list(_lines(marked[1]))
     decoder = json.JSONDecoder()
     for start in islice(re.finditer(r"\[\s*\{", text), 20):
         try:
