@@ -117,6 +117,46 @@ def check(
 
 
 @app.command()
+def batch(  # noqa: PLR0913, PLR0917  # each is an option
+    items: Annotated[str, typer.Argument(metavar="FILE", help="a JSON object a line, such as items.jsonl")],
+    schema: Annotated[
+        str | None, typer.Option("--schema", metavar="FILE", help="JSON Schema of a value; default: a plan")
+    ] = None,
+    acts: Annotated[str | None, typer.Option("--acts", help='what plans may do: "MoveTo|Attack"')] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="default: the first one")] = None,
+    instructions: Annotated[str, typer.Option("--instructions", "-i", help="what to do; @FILE reads a file")] = "",
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="default: stdout")] = None,
+    size: Annotated[int, typer.Option(min=1, help="items of a call, at most")] = 10,
+    concurrent: Annotated[int, typer.Option(min=1, help="calls at once")] = 4,
+    latency: Annotated[float | None, typer.Option(metavar="SECONDS", help="how long a call may take")] = None,
+    new: Annotated[bool, typer.Option("--new", help="begin anew, although values are kept")] = False,
+    config: Config = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="each outcome as it ends, then the report, on stdout")
+    ] = False,
+) -> None:
+    """Get a value for each item of a file, many a call; one that is interrupted goes on when it is run again."""
+    from penstock.cli.batch import Options, run_batch
+
+    chosen = Options(
+        schema=schema,
+        acts=acts,
+        model=model,
+        instructions=instructions,
+        output=output,
+        size=size,
+        concurrent=concurrent,
+        latency_s=latency,
+        config=config,
+        as_json=as_json,
+        new=new,
+    )
+    with reported():
+        code = run_batch(items, chosen)
+    raise typer.Exit(code)
+
+
+@app.command()
 def run(  # each is an option
     file: Annotated[str, typer.Argument(metavar="FILE", help="a project file, such as project.yaml")],
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run that was interrupted")] = False,
