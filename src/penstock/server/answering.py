@@ -25,7 +25,7 @@ from penstock.outcome import Cancelled, Outcome
 from penstock.root import Closing
 from penstock.run import Executor, Principal, Run, execute
 from penstock.server.client import Client, ClientGone, Headers, Manner, Receive, Scope, Send
-from penstock.server.sse import PING, Encoder, fresh_id, reply_bytes, reply_of
+from penstock.server.sse import PING, Encoder, Encoding, fresh_id, reply_bytes, reply_of
 from penstock.server.wire import answer_of, shutting_down
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
     """An ASGI callable that runs `executor(request)` and sends its answer.
 
     Streams server-sent events when `request.stream` is true (for a request without that field, always), else one JSON
-    body. With `render`, the answer is `render(result)`, which is JSON too. `headers` are added to the answer. What is
-    told of the end is in `status`, `outcome`, `usage` and `cost` afterwards, what the way there was in `llm` (which one
-    answered), `retries` and `switched`.
+    body. With `render`, the answer is `render(result)`, which is JSON too; a stream is what an `encoder()` makes of its
+    events, else chunks of a chat completion. `headers` are added to the answer. What is told of the end is in `status`,
+    `outcome`, `usage` and `cost` afterwards, what the way there was in `llm` (which one answered), `retries` and
+    `switched`.
     """
 
     def __init__(  # the arguments of `execute`, and how to answer  # noqa: PLR0913
@@ -55,12 +56,13 @@ class respond(Response):  # noqa: N801  # read as a verb, and a Response only so
         manner: Manner | None = None,
         headers: Headers = (),
         render: Callable[[Any], bytes] | None = None,
+        encoder: Callable[[], Encoding] | None = None,
     ) -> None:
         self._run = (executor, request)
         self._options: dict[str, Any] = {"principal": principal, "parent": parent, "closing": closing}
         self._manner = manner or Manner()
         self._extra = list(headers)
-        self.rendering = render
+        self.rendering, self.encoding = render, encoder
         self.background: BackgroundTask | None = None
         self._stop: PenstockError | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -187,7 +189,7 @@ class _Stream(_Whole):
 
     def __init__(self, owner: respond, request: Any, client: Client, manner: Manner) -> None:
         super().__init__(owner, request, client, manner)
-        self._encoder = Encoder(request)
+        self._encoder: Encoding = owner.encoding() if owner.encoding else Encoder(request)
 
     def tell(self, event: Event) -> Awaitable[None] | None:
         if isinstance(event, Chunks) or (isinstance(event, Told) and not isinstance(event, Used)):

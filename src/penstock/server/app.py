@@ -19,9 +19,10 @@ from penstock.policies.trace import trace
 from penstock.run import Principal
 from penstock.server.answering import respond
 from penstock.server.auth import Auth, demand
+from penstock.server.batch import batch_endpoint
 from penstock.server.body import read_body
 from penstock.server.client import ClientGone, Headers, Manner, Receive, Scope, Send
-from penstock.server.endpoints import CHAT, TOOL, Catalog, Endpoint, Work, chat_endpoint, tool_endpoint
+from penstock.server.endpoints import BATCH, CHAT, TOOL, Catalog, Endpoint, Work, chat_endpoint, tool_endpoint
 from penstock.server.log import access
 from penstock.server.pages import pages
 from penstock.server.project_pages import FACTS, Intake, project_pages
@@ -66,7 +67,7 @@ class App:
         tools: Tools | None = None,
         projects: Projects | None = None,
     ) -> None:
-        self._chat = chat_endpoint(catalog)
+        self._chat, self._batch = chat_endpoint(catalog), batch_endpoint(catalog)
         self.tools = tools or {}
         self.projects = projects
         self._options = options or Options()
@@ -101,6 +102,8 @@ class App:
         path = scope["path"]
         if path in CHAT:
             return self._chat
+        if path in BATCH:
+            return self._batch
         named = TOOL.fullmatch(path)
         return tool_endpoint(self.tools, named[1]) if named else None
 
@@ -198,6 +201,7 @@ class App:
             manner=manner,
             headers=call.extra,
             render=work.render,
+            encoder=work.encoder,
         )
         self.running.add(answer)
         self.idle.clear()

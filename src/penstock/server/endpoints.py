@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from penstock.config.batches import Models
 from penstock.config.listing import Model
 from penstock.errors import Invalid, NotFound
 from penstock.llms.prices import Price, usd
-from penstock.messages import ChatReply, ChatRequest
 from penstock.policies.trace import Describe, describe_chat
 from penstock.run import Executor, Principal
-from penstock.server.sse import fresh_id, usage_json
+from penstock.server.sse import Encoding, fresh_id, usage_json
 from penstock.server.wire import parse_chat
 
 if TYPE_CHECKING:
@@ -26,17 +26,14 @@ if TYPE_CHECKING:
     Tools = Mapping[str, BaseToolExecutor[Any]]
 
 CHAT = frozenset(("/v1/chat/completions", "/chat/completions"))
+BATCH = frozenset(("/v1/batch", "/batch"))
 TOOL = re.compile(r"(?:/v1)?/tools/(.+)", re.DOTALL)
 LONGEST_KEY = 255
 MOST_SHOWN = 100
 
 
-class Catalog(Protocol):
+class Catalog(Models, Protocol):
     """Where the application finds its models; `penstock.config.Catalog` is one."""
-
-    def find(self, model: str) -> Executor[ChatRequest, ChatReply]:
-        """The executor that answers for a model name; raises `NotFound`."""
-        ...
 
     async def models(self) -> list[Model]:
         """All models that can be named."""
@@ -51,7 +48,7 @@ class Catalog(Protocol):
 class Work:
     """One request as it is run: `find` gives its executor, or raises `NotFound`.
 
-    `facts` go into the log, `render` makes the answer where that is not a completion.
+    `facts` go into the log, `render` makes the answer where that is not a completion, `encoder()` that of a stream.
     """
 
     find: Callable[[], Executor[Any, Any]]
@@ -59,6 +56,7 @@ class Work:
     describe: Describe | None
     facts: dict[str, Any] = field(default_factory=dict)
     render: Callable[[Any], bytes] | None = None
+    encoder: Callable[[], Encoding] | None = None
     effects: bool = False
     """Whether it goes on when its client leaves, unless the client says otherwise: how it ended is kept."""
 
@@ -76,14 +74,19 @@ def chat_endpoint(catalog: Catalog) -> Endpoint:
     """The endpoint of chat completions."""
 
     def prepare(body: bytes, headers: Mapping[bytes, bytes]) -> Work:
-        if b"idempotency-key" in headers:
-            text = "idempotency keys are not supported for chat completions by this version"
-            raise Invalid(text, param="idempotency-key", code="unsupported_value")
+        refuse_key(headers)
         request = parse_chat(body)
         facts = {"model": request.model, "stream": request.stream}
         return Work(partial(catalog.find, request.model), request, describe_chat, facts)
 
     return Endpoint("/v1/chat/completions", "chat", prepare)
+
+
+def refuse_key(headers: Mapping[bytes, bytes]) -> None:
+    """Raise `Invalid` for an idempotency key, where it would not keep anything from running twice."""
+    if b"idempotency-key" in headers:
+        text = "idempotency keys are not supported for this path by this version"
+        raise Invalid(text, param="idempotency-key", code="unsupported_value")
 
 
 def tool_endpoint(tools: Tools, name: str) -> Endpoint:

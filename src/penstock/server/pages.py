@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from penstock.errors import Invalid, PenstockError, RequestError
 from penstock.run import Principal
 from penstock.server.auth import Auth, demand
+from penstock.server.batch import DESCRIPTION
 from penstock.server.endpoints import Catalog, listed, model_row
 from penstock.server.project_pages import FACTS
 from penstock.server.wire import answer_of
@@ -107,7 +108,7 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 def _with_runs(schema: dict[str, Any]) -> dict[str, Any]:
     """The description with the endpoints that FastAPI does not serve."""
-    schema["paths"] |= {"/v1/chat/completions": _CHAT, "/v1/tools/{name}": _TOOL}
+    schema["paths"] |= {"/v1/chat/completions": _CHAT, "/v1/tools/{name}": _TOOL, "/v1/batch": _BATCH}
     return schema
 
 
@@ -182,6 +183,13 @@ _CHAT: dict[str, Any] = {
             "4XX": _ERROR,
             "5XX": _ERROR,
         },
+    }
+}
+_BATCH: dict[str, Any] = {
+    "post": {
+        **DESCRIPTION,
+        "parameters": _CHAT["post"]["parameters"],
+        "responses": {**DESCRIPTION["responses"], "4XX": _ERROR, "5XX": _ERROR},
     }
 }
 _TOOL: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -37,8 +37,24 @@ def fresh_id() -> str:
     return f"{_random(128):032x}"
 
 
+class Encoding(Protocol):
+    """What makes the server-sent events of one answer."""
+
+    def event(self, event: Event) -> bytes:
+        """An event as bytes; empty where it is not part of the answer."""
+        ...
+
+    def end(self, result: Any, usage: Usage) -> bytes:
+        """What closes a finished answer."""
+        ...
+
+    def error(self, error: BaseException) -> bytes:
+        """What ends a broken answer."""
+        ...
+
+
 class Encoder:
-    """The server-sent events of one answer."""
+    """The server-sent events of a chat completion."""
 
     __slots__ = (
         "_began",
@@ -79,7 +95,7 @@ class Encoder:
             return self._delta(Delta(reasoning_content=event.text, reasoning=event.text))
         return b""
 
-    def end(self, result: object, usage: Usage) -> bytes:
+    def end(self, result: Any, usage: Usage) -> bytes:
         """What closes a finished answer: what was not told yet, and the end mark."""
         tail = b""
         if not self._spoke:
