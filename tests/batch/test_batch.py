@@ -132,7 +132,7 @@ async def test_a_fallback_that_gives_no_value_is_one_more_fault() -> None:
 @pytest.mark.parametrize("error", [Unavailable("down"), TooLong("too long"), ValueError("odd"), TimedOut("late")])
 async def test_row_d2_nothing_is_lost_when_a_call_fails(error: Exception) -> None:
     llm = ScriptedLlm(error, all_but())
-    outcomes = await Batch(llm, Do).run(TEN)
+    outcomes = await Batch(llm, Do, attempts=1).run(TEN)
     assert [len(one) for one in asked(llm)] == [10, 5, 5]
     assert all(outcome.ok and kinds(outcome) == ["call"] for outcome in outcomes)
     assert outcomes[0].faults[0].message.startswith(type(error).__name__)
@@ -164,7 +164,7 @@ async def test_no_call_is_made_after_one_that_says_none_can_help(error: Exceptio
 
 async def test_a_service_that_is_down_is_not_asked_for_each_of_many_items() -> None:
     llm = ScriptedLlm(Unavailable("down"))
-    outcomes = await Batch(llm, Do).run([(number, 0) for number in range(1000)])
+    outcomes = await Batch(llm, Do, attempts=1).run([(number, 0) for number in range(1000)])
     assert 8 <= len(llm.requests) <= 12
     assert all(kinds(outcome) == ["call"] for outcome in outcomes)
 
@@ -193,7 +193,7 @@ async def test_row_d9_each_outcome_is_told_once_and_the_response_has_what_all_us
     assert all(outcome.usage.completion > 0 for outcome in response.outcomes)
     assert response.get_plan(4) == Do(4, "do 4")
     assert response.get_plan(7) is None
-    for unknown in ("4", 0, 99):
+    for unknown in ("4", 0, 99, True):
         with pytest.raises(UnknownName, match=f"no item {unknown!r}"):
             response.get_plan(unknown)
 
@@ -202,6 +202,27 @@ async def test_a_run_tells_each_outcome_as_it_ends() -> None:
     told: list[Any] = []
     await Batch(ScriptedLlm(all_but(1), all_but()), Do).run(TEN[:3], told=lambda outcome: told.append(outcome.id))
     assert told == [2, 3, 1]
+
+
+async def test_items_may_come_from_an_async_generator() -> None:
+    async def given() -> AsyncGenerator[Any, None]:
+        yield (2, "b")
+        await asyncio.sleep(0)
+        yield (1, "a")
+
+    async def bad() -> AsyncGenerator[Any, None]:
+        yield 5
+
+    batch = Batch(ScriptedLlm(all_but()), Do)
+    assert [outcome.id for outcome in await batch.run(given())] == [1, 2]
+    async with batch.stream(given()) as outcomes:
+        assert sorted([outcome.id async for outcome in outcomes]) == [1, 2]
+    assert len(outcomes.response) == 2
+    with pytest.raises(UsageError, match="5 is no item"):
+        await batch.run(bad())
+    with pytest.raises(UsageError, match="5 is no item"):
+        async with batch.stream(bad()) as outcomes:
+            assert [outcome async for outcome in outcomes] == []
 
 
 async def test_row_d7_items_of_different_groups_never_share_a_prompt() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from random import Random
-from typing import Any
+from time import perf_counter
+from typing import Any, cast
 
 import pytest
+from pydantic import BaseModel
 
 from penstock.batch.items import BatchRequest, Item, ItemId, items_of, keys_of
+from penstock.batch.prompt import line
 from penstock.errors import UsageError
 
 
@@ -68,7 +71,37 @@ def test_items_are_given_as_such_as_objects_or_as_pairs() -> None:
     assert [*items_of([item, {"id": 2, "hp": 3}, (4, [5])])] == [item, Item(2, {"hp": 3}), Item(4, [5])]
 
 
-@pytest.mark.parametrize("bad", [5, {"name": 1}, (1,), (1, 2, 3), "ab"])
-def test_what_is_no_item_is_refused(bad: Any) -> None:
-    with pytest.raises(UsageError, match="is no item"):
-        [*items_of([bad])]
+class Seen(BaseModel):
+    """What an agent sees, of pydantic."""
+
+    id: int
+    hp: int
+    group: str = ""
+
+
+def test_a_group_of_an_object_is_its_own_and_no_data() -> None:
+    given = [{"id": 1, "group": "red", "hp": 3}, Seen(id=2, hp=4, group="blue"), {"id": 3, "data": [5]}]
+    assert BatchRequest.of(given).items == (Item(1, {"hp": 3}, "red"), Item(2, {"hp": 4}, "blue"), Item(3, [5]))
+    with pytest.raises(UsageError, match="group 5 of the item 1 is no text"):
+        BatchRequest.of([{"id": 1, "group": 5}])
+
+
+def test_a_request_takes_what_a_batch_takes() -> None:
+    assert BatchRequest.of([(2, "b"), (1, "a")]).items == (Item(1, "a"), Item(2, "b"))
+    with pytest.raises(UsageError, match="'a' is no item"):
+        BatchRequest.of("ab")
+    with pytest.raises(UsageError, match="5 holds no items"):
+        BatchRequest.of(cast("Any", 5))
+
+
+def test_models_of_pydantic_are_data_also_within_other_data() -> None:
+    assert '"data":{"seen":[{"group":"","hp":4,"id":2}]}' in line(1, Item(1, {"seen": [Seen(id=2, hp=4)]}))
+    with pytest.raises(UsageError, match="the data of the item 1 cannot be written as JSON: object is no JSON"):
+        line(1, Item(1, object()))
+
+
+def test_many_opaque_keys_are_made_in_time_that_grows_with_their_number() -> None:
+    items = [Item(f"agent number {number}, far away", None) for number in range(20_000)]
+    began = perf_counter()
+    assert len(keys_of(items)) == 20_000
+    assert perf_counter() - began < 1.0  # it takes 0.1 s, and 4 s where each is compared with all

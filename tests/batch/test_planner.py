@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from penstock.batch.items import Item
-from penstock.batch.planner import Lesson, Planner
+from penstock.batch.planner import SPARE, Lesson, Planner
 from penstock.errors import UsageError
 from penstock.llms.prices import ModelInfo, Price
 
@@ -121,3 +121,23 @@ def test_the_room_follows_what_items_take() -> None:
     assert planner.tokens_per_item == 1628
     planner.learn(Lesson(10, 0, tokens=10))
     assert planner.tokens_per_item == 1628
+
+
+def test_the_limits_are_those_of_the_last_model_and_what_was_given_stays() -> None:
+    planner = Planner(10, max_output_tokens=3000)
+    planner.within(ModelInfo(context_window=4000, max_output_tokens=1000, capabilities=("reasoning",)))
+    assert planner.room(100) == 3000
+    assert planner.room(1) == 3000
+    planner.within(None)
+    assert planner.room(1) == 300 + SPARE
+    planner = Planner(10)
+    planner.within(ModelInfo(max_output_tokens=500))
+    assert planner.room(10) == 500
+    planner.within(ModelInfo(max_output_tokens=900))
+    assert planner.room(10) == 900
+
+
+@pytest.mark.parametrize(("most", "tokens"), [(0, 200.0), (10, 0.0)])
+def test_sizes_that_let_nothing_through_are_refused(most: int, tokens: float) -> None:
+    with pytest.raises(UsageError, match="nothing through"):
+        Planner(most, tokens_per_item=tokens)

@@ -125,7 +125,7 @@ def test_strict_is_asked_where_openai_would_take_it(kind: Any, strict: bool) -> 
         ('{"agent_id": 1, "value": {"mood": "sad"}}', "schema", "mood"),
         ('{"agent_id": 1, "value": {"mood": "calm", "why": "too long"}}', "schema", "why"),
         ('{"agent_id": 1, "mood": "calm"}', "schema", "'agent_id' and 'value'"),
-        ("5", "schema", "Told"),
+        ("5", "schema", "Input should be an object at .the top of the value"),
     ],
 )
 def test_row_d5_what_is_of_another_type_is_said(text: str, kind: str, words: str) -> None:
@@ -205,6 +205,57 @@ def test_the_key_of_a_damaged_element_is_read_where_it_is_whole(text: str, key: 
 def test_what_is_no_type_of_values_is_refused(bad: Any) -> None:
     with pytest.raises(UsageError, match=r"JSON Schema|no type of values|its own root"):
         ItemSchema(bad)
+
+
+class Bounded(BaseModel):
+    """A value with a bound."""
+
+    mood: int = Field(le=5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "value"),
+    [
+        (list[Bounded], [{"mood": 1}], [Bounded(mood=1)]),
+        (Bounded | None, None, None),
+        (Bounded | None, {"mood": 2}, Bounded(mood=2)),
+        (dict[str, list[Bounded]], {"a": [{"mood": 3}]}, {"a": [Bounded(mood=3)]}),
+    ],
+)
+def test_types_that_hold_models_of_pydantic_are_types_of_values(kind: Any, given: Any, value: Any) -> None:
+    schema = ItemSchema(kind)
+    assert '"maximum":5' in schema.text
+    assert schema.checked(Item(1, 0), value) == value
+    text = json.dumps({"agent_id": 1, "value": given})
+    assert schema.value(text, head_of(text), Item(1, 0)) == value
+    with pytest.raises(WrongElement, match="not as the schema says"):
+        schema.checked(Item(1, 0), [{"mood": 9}])
+
+
+class Odd:
+    """No type of values."""
+
+
+def test_types_that_no_schema_can_be_made_of_are_refused_in_a_line() -> None:
+    for kind in (list[Bounded | Odd], Odd, "gpt-5"):
+        with pytest.raises(UsageError, match=r"is no type of values: give .*\)\Z") as raised:
+            ItemSchema(kind)
+        assert "\n" not in str(raised.value)
+
+
+def test_odd_json_schemas_are_read_or_refused() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(480):
+        deep = {"type": "array", "items": deep}
+    with pytest.raises(UsageError, match="nested too deeply"):
+        ItemSchema(deep)
+    assert ItemSchema({"properties": {"agent_id": True}}).own_key
+    anything: Any
+    for anything in (True, {}):
+        schema = ItemSchema({"$defs": {"x": anything}, "$ref": "#/$defs/x"})
+        assert schema.checked(Item(1, 0), [5]) == [5]
+    with pytest.raises(WrongElement, match="at the top of the value"):
+        ItemSchema({"type": "integer"}).checked(Item(1, 0), "a")
 
 
 def test_services_get_the_dialect_they_take() -> None:

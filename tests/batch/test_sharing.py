@@ -62,6 +62,13 @@ def test_a_cost_that_is_not_known_is_known_for_nobody() -> None:
     assert divided_cost(None, [Usage(1, 1, 2)] * 3) == [None] * 3
 
 
+def test_a_cost_has_no_zeros_at_its_end() -> None:
+    for cost in ("0", "0E-12", "0.0000", "30", "0.00002"):
+        said = [str(part) for part in divided_cost(Decimal(cost), [Usage(1, 0, 1)] * 2)]
+        assert said == {"30": ["15"] * 2, "0.00002": ["0.00001"] * 2}.get(cost, ["0"] * 2)
+    assert [str(part) for part in divided_cost(Decimal(200), [Usage(1, 0, 1)] * 2)] == ["100", "100"]
+
+
 def test_what_belongs_to_all_is_shared_equally() -> None:
     assert shares(100, with_rest([30, 10], 60)) == [60, 40]
     assert divided(Usage(10, 0, 10), [1, 1, 2], [0, 0, 0])[2].prompt == 5

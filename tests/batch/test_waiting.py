@@ -169,6 +169,17 @@ async def test_a_call_is_made_on_behalf_of_who_waits() -> None:
     assert seen == ["ann"]
 
 
+async def test_two_with_one_id_are_no_company_for_each_other() -> None:
+    async with Waiting(calls := Calls(), linger_s=LONG_S) as waiting:
+        twice = [asyncio.ensure_future(waiting.submit((1, number))) for number in range(2)]
+        await asyncio.sleep(0.005)
+        assert calls.asked == []
+        await waiting.submit((2, 0))
+        assert calls.asked == [[1, 2]]
+        await twice[0]
+        twice[1].cancel()
+
+
 async def test_items_with_the_same_id_go_in_different_calls() -> None:
     async with Waiting(calls := Calls(), linger_s=0.001) as waiting:
         assert await values(waiting, [(1, "a"), (2, "b"), (1, "c"), ("1", "d")]) == ["a", "b", "c", "d"]

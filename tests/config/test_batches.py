@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from penstock.config import Catalog, load
-from penstock.config.batches import Asked
+from penstock.config.batches import Asked, refused
 from penstock.errors import LimitReached, NotFound
 from penstock.messages import ChatReply, ChatRequest
 from penstock.run import Run, execute
@@ -43,13 +45,31 @@ async def test_a_rate_that_is_used_up_is_waited_for() -> None:
     assert asked.calls == 1
 
 
+async def test_while_it_waits_for_a_rate_it_says_so() -> None:
+    asked = Asked(Limited("requests_per_minute", 60.0), "m", patience_s=90)
+    going = asyncio.ensure_future(execute(asked, ASK))
+    async with asyncio.timeout(1):
+        while not asked.waiting:
+            await asyncio.sleep(0)
+    going.cancel()
+    await asyncio.wait((going,))
+    assert (asked.waiting, asked.failures) == (0, {})
+
+
+def test_fields_that_are_a_batchs_own_or_lead_elsewhere_are_refused() -> None:
+    assert refused({"temperature": 1, "max_tokens": 2, "seed": 3}) == ""
+    assert [refused({"seed": 1, name: 1}) for name in ("api_key", "stream", "store")] == ["api_key", "stream", "store"]
+
+
 @pytest.mark.parametrize(
     ("limit", "wait_s", "patience_s"),
     [("requests_per_minute", 2.0, 1.0), ("requests_per_minute", 0.001, 0.0), ("tokens", None, 1), ("budget", 0.001, 1)],
 )
 async def test_a_longer_wait_and_a_budget_are_not(limit: str, wait_s: float | None, patience_s: float) -> None:
-    with pytest.raises(LimitReached):
-        await execute(Asked(Limited(limit, wait_s), "m", patience_s=patience_s), ASK)
+    asked = Asked(Limited(limit, wait_s), "m", patience_s=patience_s)
+    with pytest.raises(LimitReached) as raised:
+        await execute(asked, ASK)
+    assert asked.failures == {LimitReached: raised.value}
 
 
 def test_it_knows_whose_the_model_is_and_what_it_can_do() -> None:

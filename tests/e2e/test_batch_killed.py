@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from penstock.cli.batch_items import ACCEPTED, JOURNAL
+from penstock.cli.batch_kept import ACCEPTED, JOURNAL
 from penstock.store.journal import Journal
 from tests.e2e.gateway import environment
 from tests.rig.batches import asked, planner
@@ -49,10 +49,10 @@ def stored(folder: Path) -> list[int]:
 
     async def read() -> list[Any]:
         async with Journal(folder / ".penstock" / JOURNAL) as journal:
-            (run,) = await journal.runs()
+            (run,) = [row for row in await journal.runs() if "file" in row.spec]
             return await journal.events(run.name, limit=100_000)
 
-    return [json.loads(entry.value)["id"] for entry in asyncio.run(read()) if entry.kind == ACCEPTED]
+    return [json.loads(entry.value["row"])["id"] for entry in asyncio.run(read()) if entry.kind == ACCEPTED]
 
 
 def wait_for(child: subprocess.Popen[str], folder: Path, lines: int) -> None:
@@ -85,6 +85,7 @@ def test_case_18_a_batch_is_killed_twice_and_no_stored_item_is_asked_for_again(
         upstream.requests.clear()
     with start(tmp_path, upstream, "--size", "20") as child:
         _, said = child.communicate(timeout=ENDS_S)
+    assert f"{len(known):,} values are kept from before" in said
     assert (child.returncode, f"{count:,} of {count:,} items have values" in said) == (0, True), said
     again = [key for request in upstream.chats for key in asked(request)]
     assert sorted(again) == sorted(set(range(count)) - known)
@@ -94,7 +95,7 @@ def test_case_18_a_batch_is_killed_twice_and_no_stored_item_is_asked_for_again(
     assert all(row["value"]["agent_id"] == row["id"] for row in rows)
 
 
-def test_one_that_is_interrupted_says_what_is_kept_and_holds_its_run_until_then(
+def test_one_that_is_interrupted_says_what_is_kept_and_holds_its_run_and_output_until_then(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     written(tmp_path, 400)
@@ -103,10 +104,16 @@ def test_one_that_is_interrupted_says_what_is_kept_and_holds_its_run_until_then(
         wait_for(child, tmp_path, 20)
         with start(tmp_path, upstream) as other:
             _, said = other.communicate(timeout=ENDS_S)
-        assert (other.returncode, f"is held by the process {child.pid}" in said) == (1, True), said
+        assert f"batch is being run by the process {child.pid}: wait for it, or stop it" in said
+        assert other.returncode == 2
+        with start(tmp_path, upstream, "-i", "Be brave.", "--new") as other:
+            _, said = other.communicate(timeout=ENDS_S)
+        assert "'out.jsonl' is being written by another process: wait for it, or name another file with -o" in said
+        assert (other.returncode, "Be brave" in str([request.json for request in upstream.chats])) == (2, False)
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=ENDS_S)
     assert child.returncode == 130
-    kept = len(stored(tmp_path))
-    assert f"{kept} of 400 items have their values and are kept" in said
+    kept = len(stored(tmp_path))  # of the one batch there is
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == kept
+    assert f"{kept} of 400 items have their values, which are kept: the same command goes on" in said
     assert 20 <= kept < 400

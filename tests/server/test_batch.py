@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from penstock.server.batch import MOST_ITEMS
+from tests.rig.answers import Answer, Received
 from tests.rig.batches import asked, plan_of, planner
 from tests.rig.upstream import Upstream
 from tests.server.gateway import Calm, Gateway, access_log, error_of, gateway
@@ -75,7 +76,7 @@ def test_a_batch_answers_with_all_outcomes_sorted_by_id(served: Gateway, upstrea
     assert said["outcomes"][0]["value"] == {**plan_of(1), "plan_id": ""}
     assert said["outcomes"][2]["value"]["agent_id"] == "a key with spaces"
     assert sum(row["usage"]["total_tokens"] for row in said["outcomes"]) == said["usage"]["total_tokens"] == 60
-    assert (said["foreign"], said["cost_usd"]) == ([], None)
+    assert (said["foreign"], said["cost_usd"], said["failed"]) == ([], None, 0)
     assert len(upstream.chats) == 1
 
 
@@ -128,6 +129,12 @@ def test_a_schema_acts_and_instructions_are_kept_to(served: Gateway, upstream: U
     assert post(served, body(1, acts="Go|Hide")).json()["accepted"] == 1
 
 
+def test_params_are_fields_of_each_request(served: Gateway, upstream: Upstream) -> None:
+    assert post(served, body(1, params={"temperature": 0.5, "max_tokens": 77})).json()["accepted"] == 1
+    (request,) = upstream.chats
+    assert (request.json["temperature"], request.json["max_tokens"]) == (0.5, 77)
+
+
 PROBLEMS: dict[str, tuple[Any, str | None, str]] = {
     "no JSON": (b"{", None, "invalid_json"),
     "a key twice": (b'{"model": "rig", "model": "rig", "items": []}', None, "invalid_json"),
@@ -143,6 +150,9 @@ PROBLEMS: dict[str, tuple[Any, str | None, str]] = {
     "a bad schema": (body(1, schema={"type": "odd"}), "schema", "invalid_value"),
     "a schema elsewhere": (body(1, schema={"$ref": "http://127.0.0.1:9/s"}), "schema", "invalid_value"),
     "acts and a schema": (body(1, schema={"type": "object"}, acts="Go"), "acts", "invalid_value"),
+    "a key": (body(1, params={"api_key": "x"}), "params.api_key", "unsupported_value"),
+    "messages": (body(1, params={"messages": []}), "params.messages", "unsupported_value"),
+    "no params": (body(1, params=1), "params", "invalid_type"),
     "no size": (body(1, max_batch_size=0), "max_batch_size", "invalid_type"),
 }
 
@@ -166,11 +176,41 @@ def test_an_unknown_model_is_not_found_as_in_chat(served: Gateway) -> None:
     assert (answer.status_code, error_of(answer)["code"]) == (404, "model_not_found")
 
 
-def test_a_model_that_fails_leaves_each_item_with_its_faults(served: Gateway, upstream: Upstream) -> None:
+def test_where_every_call_fails_in_one_way_the_whole_answer_is_that_error(served: Gateway, upstream: Upstream) -> None:
     upstream.default = planner(fails=401)
-    said = post(served, body(1, 2)).json()
-    assert (said["accepted"], said["calls"]) == (0, 1)
-    assert all("Unauthorized" in row["faults"][0]["message"] for row in said["outcomes"])
+    answer, chat = (
+        post(served, body(1, 2)),
+        served.post({"model": "rig", "messages": [{"role": "user", "content": ""}]}),
+    )
+    assert (answer.status_code, error_of(answer)) == (chat.status_code, error_of(chat))
+    assert answer.status_code >= 500
+    with streamed(served, 1, 2) as lines:
+        found = events(lines)
+    assert {fault["kind"] for _, row in found[:2] for fault in row["faults"]} == {"call"}
+    assert (found[2][1]["accepted"], found[2][1]["failed"]) == (0, 2)
+    assert found[3][1] == "[DONE]"
+
+
+def test_where_one_item_has_a_value_or_a_model_answered_the_failures_are_told_item_by_item(
+    served: Gateway, upstream: Upstream
+) -> None:
+    def half(request: Received) -> Answer:
+        return planner(fails=401 if 1 in asked(request) else 0)(request)
+
+    upstream.default = half
+    answer = post(served, body(1, 2, max_batch_size=1))
+    said = answer.json()
+    assert (answer.status_code, said["accepted"], said["failed"]) == (200, 1, 1)
+    assert {fault["kind"] for fault in said["outcomes"][0]["faults"]} == {"call"}
+
+    def first(request: Received) -> Answer:
+        return planner(fails=401 if len(upstream.chats) > 1 else 0, without=(1,))(request)
+
+    upstream.default = first
+    upstream.requests.clear()
+    answer = post(served, body(1))
+    assert [fault["kind"] for fault in answer.json()["outcomes"][0]["faults"]] == ["missing", "call"]
+    assert (answer.status_code, answer.json()["failed"]) == (200, 1)
 
 
 def test_the_log_has_the_numbers_and_nothing_of_the_items(served: Gateway, upstream: Upstream) -> None:

@@ -8,7 +8,6 @@ response.get_plan(7)
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,13 +17,14 @@ from penstock.batch.batch import Batch
 from penstock.batch.fallbacks import TIERS, Fallback
 from penstock.batch.items import BatchRequest, Item, ItemId, Key
 from penstock.batch.outcomes import BatchResponse, FaultKind, ItemFault, ItemOutcome
+from penstock.batch.patience import Watched
 from penstock.batch.plan import Plan
 from penstock.batch.planner import Planner
 from penstock.batch.prompt import line
 from penstock.batch.reading import Reading
 from penstock.batch.schema import ItemSchema
 from penstock.batch.stream import outcome_of
-from penstock.errors import BadAnswer, LlmError, PenstockError, UsageError
+from penstock.errors import BadAnswer, LlmError, UsageError
 from penstock.events import Event
 from penstock.messages import ChatReply, ChatRequest, Choice
 from penstock.run import Executor, Run, execute
@@ -61,11 +61,12 @@ class BatchInferenceExecutor:
     """Queues agents, and asks for the plans of all that wait, at most `max_batch_size` in one call.
 
     It is an executor from `BatchRequest` to `BatchResponse` as well, of `llm` and `tool_list`, the acts that a step may
-    name: "MoveTo|Attack", or a sequence; none allows all. `kind`, `instructions` and `fallbacks` are those of `Batch`.
+    name: "MoveTo|Attack", or a sequence; none allows all. `kind`, `instructions`, `fallbacks` and `attempts` are those
+    of `Batch`.
     The size of calls is learned from one batch to the next. Not to be used from several threads.
     """
 
-    def __init__(
+    def __init__(  # what a batch is made of  # noqa: PLR0913
         self,
         max_batch_size: int = 10,
         *,
@@ -74,14 +75,15 @@ class BatchInferenceExecutor:
         kind: Any = Plan,
         instructions: str = "",
         fallbacks: Sequence[Fallback] = (),
+        attempts: int = 3,
     ) -> None:
-        self.max_batch_size = max_batch_size
+        self.max_batch_size, self._attempts = max_batch_size, attempts
         self._llm, self._kind, self._schema = llm, kind, ItemSchema(kind, acts=tool_list)
         self._instructions, self._fallbacks = instructions, tuple(fallbacks)
         self._planner = Planner(max_batch_size)
         self._waiting: dict[ItemId, Item] = {}
         self._again: set[ItemId] = set()
-        self._made: tuple[_Watched, Batch] | None = None
+        self._made: tuple[Watched, Batch] | None = None
 
     def queue_agent(self, agent_id: ItemId, snapshot: Any, *, group: str = "") -> None:
         """Let an agent wait for its plan; `snapshot` (JSON) is what the model is told of it.
@@ -176,15 +178,22 @@ class BatchInferenceExecutor:
         if any(outcome.ok for outcome in response.outcomes):
             return response
         if all(_only_calls_failed(outcome) for outcome in response.outcomes):
-            raise (watched.failures or [LlmError(_unusable(response))])[0]
+            raise (watched.failures or [LlmError(_unusable(response))])[-1]
         raise BadAnswer(_unusable(response))
 
-    def _batch(self, llm: Llm, schema: ItemSchema) -> tuple[_Watched, Batch]:
+    def _batch(self, llm: Llm, schema: ItemSchema) -> tuple[Watched, Batch]:
         """What asks this LLM; the last one where that is the same, as it knows what the service takes."""
         if self._made is None or self._made[0].llm is not llm or self._made[1].schema.acts != schema.acts:
-            watched, planner = _Watched(llm), self._planner
+            watched, planner = Watched(llm), self._planner
             fallbacks, instructions = self._fallbacks, self._instructions
-            made = Batch(watched, schema, instructions=instructions, planner=planner, fallbacks=fallbacks)
+            made = Batch(
+                watched,
+                schema,
+                instructions=instructions,
+                planner=planner,
+                fallbacks=fallbacks,
+                attempts=self._attempts,
+            )
             self._made = watched, made
         return self._made
 
@@ -222,24 +231,6 @@ class BatchResponseParser:
         if not values:
             raise BadAnswer(_unusable(response))
         return response
-
-
-class _Watched:
-    """An LLM whose last failure is kept; in all else it is that LLM."""
-
-    def __init__(self, llm: Llm) -> None:
-        self.llm = llm
-        self.failures = deque[PenstockError](maxlen=1)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.llm, name)
-
-    async def __call__(self, request: ChatRequest, run: Run, /) -> ChatReply:
-        try:
-            return await self.llm(request, run)
-        except PenstockError as error:
-            self.failures.append(error)
-            raise
 
 
 def _at_once(work: Coroutine[Any, Any, Value]) -> Value:

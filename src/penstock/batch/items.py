@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeAlias, TypeGuard
 
@@ -35,9 +35,12 @@ class BatchRequest(msgspec.Struct, frozen=True):
     items: tuple[Item, ...]
 
     @classmethod
-    def of(cls, items: Iterable[Item]) -> BatchRequest:
-        """A request of items in any order. Raises `UsageError` for an id that is neither, or stands twice."""
-        found = list(items)
+    def of(cls, items: Iterable[Any]) -> BatchRequest:
+        """A request of items in any order: `Item`s, objects with an `id`, or pairs of an id and data.
+
+        Raises `UsageError` for what is none of these, and for an id that is neither number nor text, or stands twice.
+        """
+        found = list(items_of(items))
         seen: set[ItemId] = set()
         for item in found:
             given: Any = item.id
@@ -53,19 +56,40 @@ class BatchRequest(msgspec.Struct, frozen=True):
 
 
 def items_of(given: Iterable[Any]) -> Iterator[Item]:
-    """Items as they are, objects with an `id` (the rest is the data), or pairs of an id and data.
+    """Items as they are, objects or pydantic models with an `id` (see `item_of`), or pairs of an id and data.
 
     Raises `UsageError` for what is none of these.
     """
-    for one in given:
+    several: Any = given
+    if not isinstance(several, Iterable):
+        raise UsageError(f"{given!r:.80} holds no items: give a list of them")
+    for one in map(plain, given):
         if isinstance(one, Item):
             yield one
         elif is_object(one) and "id" in one:
-            yield Item(one["id"], {name: value for name, value in one.items() if name != "id"})
+            yield item_of(one, one["id"])
         elif _is_pair(one):
             yield Item(one[0], one[1])
         else:
             raise UsageError(f"{one!r:.80} is no item: give an Item, an object with an 'id', or a pair of id and data")
+
+
+def item_of(told: Mapping[str, Any], name: ItemId) -> Item:
+    """The item of this name that an object tells of: its `group` is text, all else but the `id` is its data.
+
+    Where a member `data` is all else, that is the data. Raises `UsageError` for a group that is no text.
+    """
+    group = told.get("group", "")
+    if not isinstance(group, str):
+        raise UsageError(f"the group {group!r:.80} of the item {name!r:.80} is no text: give some")
+    rest = {member: value for member, value in told.items() if member not in {"id", "group"}}
+    return Item(name, rest["data"] if rest.keys() == {"data"} else rest, group)
+
+
+def plain(value: Any) -> Any:
+    """A pydantic model as JSON types; any other value as it is."""
+    dump = None if isinstance(value, type) else getattr(value, "model_dump", None)
+    return value if dump is None else dump(mode="json")
 
 
 def _is_pair(given: Any) -> TypeGuard[tuple[Any, Any]]:
@@ -87,7 +111,7 @@ def keys_of(items: Sequence[Item], *, text: bool = False) -> dict[Key, Item]:
     own = {item.id for item in items if _repeatable(item.id, integers)}
     keys: dict[Key, Item] = {}
     for item in items:
-        key = item.id if item.id in own else _opaque(item.id, {*own, *keys})
+        key = item.id if item.id in own else _opaque(item.id, own, keys)
         keys[str(key) if text else key] = item
     return keys
 
@@ -98,9 +122,9 @@ def _repeatable(item: ItemId, integers: AbstractSet[str]) -> bool:
     return _TOKEN.fullmatch(item) is not None and item not in integers
 
 
-def _opaque(item: ItemId, taken: AbstractSet[Key]) -> str:
+def _opaque(item: ItemId, own: Container[Key], keys: Container[Key]) -> str:
     digest = hashlib.sha256(repr(item).encode()).hexdigest()
     size = 8
-    while (key := f"k{digest[:size]}") in taken:
+    while (key := f"k{digest[:size]}") in own or key in keys:
         size += 1
     return key

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from penstock.batch.items import ItemId, order_of
-from penstock.errors import UnknownName
+from penstock.errors import PenstockError, UnknownName
 from penstock.messages import Usage
 
 
@@ -27,10 +27,17 @@ class FaultKind(StrEnum):
     FALLBACK = "fallback"
 
 
+def words_of(error: Exception) -> str:
+    """What an error says; of one that is not Penstock's only what it is, as its text may be nobody's business."""
+    said = str(error) if isinstance(error, PenstockError) else "unexpected: the log says more"
+    return f"{type(error).__name__}: {said}"
+
+
 class ItemFault(msgspec.Struct, frozen=True):
     """One thing that went wrong in one call: what, in words, in which call (counted from 1), what was said (its start).
 
-    Of a `CALL` the call itself failed, of a `FALLBACK` its rule: the error's class and message are the words.
+    Of a `CALL` the call itself failed, of a `FALLBACK` its rule: the error's class and message are the words; of a call
+    whose error is not Penstock's the class alone, and the rest is logged.
     """
 
     kind: FaultKind
@@ -72,6 +79,8 @@ class BatchResponse(msgspec.Struct, frozen=True):
 
     def get_plan(self, item: ItemId) -> Any:
         """The value of an item; None where it has none. Raises `UnknownName`."""
+        if isinstance(item, bool):  # else it were the number that it equals
+            raise UnknownName(f"the batch has no item {item!r}")
         place = bisect_left(self.outcomes, order_of(item), key=lambda outcome: order_of(outcome.id))
         if place == len(self.outcomes) or order_of(self.outcomes[place].id) != order_of(item):
             raise UnknownName(f"the batch has no item {item!r}")

@@ -40,6 +40,11 @@ class Planner:
     take as many as the ones before it did), a longer prompt than `max_prompt_tokens`, or more than is expected to
     arrive within the target. Where what the calls share is so small that a common call saves less than a tenth of the
     prompts, each item has a call of its own: those run side by side and end sooner.
+
+    `tokens_per_item` is what the answer about one item is expected to take before any has come: give it where values
+    are long, as a first answer that is cut costs its rest a second call. Limits that are not given are those of the
+    model, where its name is known. It learns over all that it plans: give each model its own, and keep it as long as
+    its `Batch`. Raises `UsageError` for sizes that let nothing through.
     """
 
     def __init__(
@@ -51,24 +56,25 @@ class Planner:
         max_prompt_tokens: int | None = None,
         tokens_per_item: float = 200.0,
     ) -> None:
-        if max_batch_size < 1:
-            raise UsageError(f"max_batch_size={max_batch_size!r} lets nothing through: give at least 1")
+        if max_batch_size < 1 or tokens_per_item <= 0:
+            text = f"max_batch_size={max_batch_size!r}, tokens_per_item={tokens_per_item!r} let nothing through"
+            raise UsageError(f"{text}: give at least 1, and more than 0")
         self.max_batch_size = self.size = max_batch_size
         self.tokens_per_item = tokens_per_item
-        self._target_s, self._max_output, self._max_prompt = latency_target_s, max_output_tokens, max_prompt_tokens
+        self._target_s = latency_target_s
+        self._given = self._max_output, self._max_prompt = max_output_tokens, max_prompt_tokens
         self._spare = SPARE
         self._first_s = self._item_s = 0.0
 
     def within(self, model: ModelInfo | None) -> None:
-        """Keep to what a model can take and give, where no other limit was given."""
-        if model is None:
-            return
+        """Keep to what this model can take and give, and no longer to another's, where no other limit was given."""
+        model = model or ModelInfo()
+        self._max_output, self._max_prompt = self._given
         self._max_output = self._max_output or model.max_output_tokens
         if model.context_window is not None:
             room = min(self._max_output or model.context_window, model.context_window // 2)
             self._max_prompt = self._max_prompt or model.context_window - room
-        if "reasoning" in model.capabilities:
-            self._spare = THOUGHT
+        self._spare = THOUGHT if "reasoning" in model.capabilities else SPARE
 
     def calls(
         self, items: Iterable[Item], *, shared: int = 0, sizes: Mapping[ItemId, int] | None = None, most: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -12,15 +13,16 @@ import msgspec
 
 from penstock.batch.element import Element
 from penstock.batch.items import Item, ItemId, Key
-from penstock.batch.outcomes import FaultKind, ItemFault
+from penstock.batch.outcomes import FaultKind, ItemFault, words_of
 from penstock.batch.planner import Lesson
 from penstock.batch.scanner import Scanner
 from penstock.batch.schema import ItemSchema, WrongElement, head_of
 from penstock.batch.sharing import divided, divided_cost, with_rest
-from penstock.errors import BadAnswer, TooLong
+from penstock.errors import BadAnswer, PenstockError, TooLong
 from penstock.events import Chunks, Event, Text, Used, summed
 from penstock.messages import ChatReply, Usage
 
+_log = logging.getLogger("penstock.batch")
 SHOWN = 200
 MOST_FAULTS = 1000
 """Of one call so many faults are noted; an answer that does not end has no end of them."""
@@ -98,7 +100,9 @@ class Reading:
     def fail(self, error: Exception) -> Asked:
         """Take in that the call failed: what was not accepted by then is still wanted."""
         self._asked.error = error
-        self._blame_rest(FaultKind.CALL, f"{type(error).__name__}: {error}")
+        if not isinstance(error, PenstockError):
+            _log.error("call %d of a batch failed", self._number, exc_info=error)
+        self._blame_rest(FaultKind.CALL, words_of(error))
         return self._whole()
 
     def _read(self, text: str) -> Awaitable[None] | None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from penstock.batch.items import Item, Key, keys_of
+from penstock.batch.items import Item, Key, keys_of, plain
 from penstock.batch.kinds import bounded, is_strict, kind_of, opened
 from penstock.batch.outcomes import FaultKind
 from penstock.batch.plan import Plan
@@ -78,7 +78,8 @@ class ItemSchema:
             self._sections = bounded(self._sections, self.acts)
         self._properties: dict[str, Any] = self._schema.get("properties") or {}
         self.own_key = KEY in self._properties
-        self._key_type = self._properties[KEY].get("type") if self.own_key else None
+        own = self._properties.get(KEY)
+        self._key_type = own.get("type") if is_object(own) else None
         self.fields = tuple(self._properties) if self.own_key else (KEY, VALUE)
         """The names that an element's members have."""
         self.text = _encode({**self.element(None), **self._sections}).decode()
@@ -122,7 +123,7 @@ class ItemSchema:
         except (ValueError, TypeError) as error:  # what msgspec, pydantic and our own check of a schema raise
             kind = _kind_of(error)
             said = "no JSON" if kind is FaultKind.MALFORMED else "not as the schema says"
-            raise WrongElement(f"{said}: {error!s:.300}", kind=kind) from error
+            raise WrongElement(f"{said}: {_words(error):.300}", kind=kind) from error
         for place, step in enumerate(value.steps if self.acts else ()):
             if step.act not in self.acts:
                 text = f"step {place} does {step.act!r:.100}, which is none of {', '.join(self.acts)}"
@@ -131,9 +132,8 @@ class ItemSchema:
 
     def checked(self, item: Item, value: Any) -> Any:
         """A value that no model wrote, as the schema reads it. Raises `WrongElement`, `TypeError`, `ValueError`."""
-        dump = getattr(value, "model_dump", None)
-        plain = msgspec.to_builtins(value if dump is None else dump(mode="json"))
-        element = plain if self.own_key else {VALUE: plain, KEY: item.id}
+        written = msgspec.to_builtins(plain(value), enc_hook=plain)
+        element = written if self.own_key else {VALUE: written, KEY: item.id}
         text = _encode(element).decode()
         return self.value(text, head_of(text), item)
 
@@ -176,6 +176,16 @@ def _kind_of(error: Exception) -> FaultKind:
     """What a decoder's error says of the text: no JSON at all, or another type."""
     broken = isinstance(error, msgspec.DecodeError) and not isinstance(error, msgspec.ValidationError)
     return FaultKind.MALFORMED if broken else FaultKind.SCHEMA
+
+
+def _words(error: Exception) -> str:
+    """What a decoder's error says; of pydantic's each thing that is wrong, without the links for people."""
+    told = getattr(error, "errors", None)
+    if told is None:
+        return str(error)
+    wrong: list[dict[str, Any]] = told(include_url=False, include_context=False)
+    places = ("/".join(map(str, one["loc"])) or "the top of the value" for one in wrong)
+    return "; ".join(f"{one['msg']} at {place!r}" for one, place in zip(wrong, places, strict=True))
 
 
 def _without(properties: Mapping[str, Any], name: str) -> dict[str, Any]:

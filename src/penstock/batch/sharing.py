@@ -53,4 +53,10 @@ def divided_cost(cost: Decimal | None, usages: Sequence[Usage]) -> list[Decimal 
     own = cost.as_tuple().exponent
     places = min(own, _FINEST) if isinstance(own, int) else _FINEST
     units = int(cost.scaleb(-places))
-    return [Decimal(part).scaleb(places) for part in shares(units, [usage.total for usage in usages])]
+    return [_amount(part, places) for part in shares(units, [usage.total for usage in usages])]
+
+
+def _amount(units: int, places: int) -> Decimal:
+    """So many units of that decimal place, without zeros at its end."""
+    amount = Decimal(units).scaleb(places).normalize()
+    return amount.quantize(Decimal(1)) if amount == amount.to_integral_value() else amount

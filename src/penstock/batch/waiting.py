@@ -24,9 +24,6 @@ from penstock.events import Event, Used
 from penstock.events import Item as Told
 from penstock.run import Executor, Principal, Run, execute
 
-ENOUGH = 2
-"""So many go at once; one waits for another."""
-
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
@@ -87,6 +84,10 @@ class Waiting:
 
     Each caller is told `Item(ItemOutcome)` as its value closes, and returns when the whole call has ended, with its
     share of usage and cost, which it tells as `Used`. With `early` it returns at once, without them.
+
+    Give `size` the `max_batch_size` of the batch's planner: a larger one is cut into several calls, and all their
+    callers wait for the last. A failed call raises nothing: look at `outcome.ok`, as the items of a `Batch` do. Keep
+    one for as long as callers come, in one event loop; leaving the block sends what waits, and waits for its end.
     """
 
     def __init__(
@@ -212,7 +213,10 @@ class Waiting:
             self._start(_Flight(together, set(together.values())))
 
     def _ready(self, waiting: dict[int, _Waiter]) -> bool:
-        return self._closed or len(waiting) >= min(ENOUGH, self._size) or next(iter(waiting.values())).late
+        first = next(iter(waiting.values()))
+        if self._closed or first.late or self._size == 1:
+            return True
+        return any(waiter.item.id != first.item.id for waiter in waiting.values())
 
     def _take(self, waiting: dict[int, _Waiter], waiters: Iterable[_Waiter]) -> None:
         """Take waiters out of their line, and an empty line away."""

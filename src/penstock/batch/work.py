@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from penstock.batch.calls import Caller, tried
 from penstock.batch.fallbacks import TIERS, Fallback
-from penstock.batch.items import BatchRequest, Item, order_of
-from penstock.batch.outcomes import BatchResponse, FaultKind, ItemFault, ItemOutcome
+from penstock.batch.items import BatchRequest, Item, ItemId, order_of
+from penstock.batch.outcomes import BatchResponse, FaultKind, ItemFault, ItemOutcome, words_of
+from penstock.batch.patience import LONGEST_S
 from penstock.batch.planner import Planner
 from penstock.batch.reading import Asked
-from penstock.errors import LimitReached, Transient, Unauthorized, UsageError
+from penstock.errors import LimitReached, Refused, TooLong, Transient, Unauthorized, UsageError
 from penstock.events import Item as Told
 from penstock.messages import Usage
 from penstock.outcome import Failed
@@ -22,8 +23,10 @@ from penstock.root import outlive
 from penstock.run import Run
 
 MOST_DOWN = 8
-"""After so many calls in a row that failed in passing no more are made: the service is down."""
+"""After so many calls in a row that failed, not all of them begun before the first, no more are made: the service is
+down, or it takes no such calls. Once a call gave something only failures in passing count."""
 
+_SAYS_WHY = (FaultKind.SCHEMA, FaultKind.MALFORMED)
 Part = TypeVar("Part")
 
 
@@ -54,6 +57,12 @@ class _State:
     def cut(self) -> bool:
         return any(fault.kind is FaultKind.TRUNCATED for fault in self.faults)
 
+    @property
+    def problem(self) -> str:
+        """What was wrong with the last answer about it; empty where that is nothing that it says itself."""
+        wrong = (fault.message for fault in reversed(self.faults) if fault.kind in _SAYS_WHY)
+        return next(wrong, "")
+
     def outcome(self) -> ItemOutcome:
         return ItemOutcome(
             id=self.item.id,
@@ -81,7 +90,8 @@ class Work:
         self._states = {item.id: _State(item) for item in request.items}
         self._sizes = setup.caller.sizes(request.items)
         self._foreign: list[ItemFault] = []
-        self._calls = self._down = 0
+        self._calls = self._down = self._since = 0
+        self._answered = False
         self._stop: Exception | None = None
 
     async def done(self) -> BatchResponse:
@@ -98,7 +108,8 @@ class Work:
     async def _round(self, items: Sequence[Item], *, most: int = 0) -> tuple[list[Item], int]:
         """Ask for items; gives those that are still wanted, and the size of the largest call that did not give all."""
         caller, lacking = self._setup.caller, [0]
-        calls = self._setup.planner.calls(items, shared=caller.shared, sizes=self._sizes, most=most)
+        sizes = {**self._sizes, **self._larger(items)}
+        calls = self._setup.planner.calls(items, shared=caller.shared, sizes=sizes, most=most)
 
         async def call(several: tuple[Item, ...]) -> None:
             await self._ask(caller, several, TIERS[len(several) == 1])
@@ -107,6 +118,15 @@ class Work:
 
         await self._each(calls, call)
         return [item for item in items if not self._states[item.id].tier], max(lacking)
+
+    def _problems(self, items: Sequence[Item]) -> dict[ItemId, str]:
+        """What was wrong with the last answers about items, where one was wrong."""
+        return {item.id: problem for item in items if (problem := self._states[item.id].problem)}
+
+    def _larger(self, items: Sequence[Item]) -> dict[ItemId, int]:
+        """The sizes of those items that a prompt says more about than their data."""
+        problems = self._problems(items)
+        return self._setup.caller.sizes([item for item in items if item.id in problems], problems)
 
     async def _each(self, works: Iterator[Part], do: Callable[[Part], Awaitable[None]]) -> None:
         """Do several at a time."""
@@ -121,7 +141,7 @@ class Work:
         """Make one call, and take in what it gave."""
         if self._stop is not None and caller is self._setup.caller:
             return
-        self._calls += 1
+        self._calls = number = self._calls + 1
         states = [self._states[item.id] for item in items]
         for state in states:
             state.attempts += 1
@@ -133,29 +153,42 @@ class Work:
         asked = await caller.ask(
             items,
             self._run.child(f"call-{self._calls}"),
-            number=self._calls,
+            number=number,
             room=planner.room(len(items), roomy=any(state.cut for state in states)),
             accept=accept,
+            problems=self._problems(items),
         )
         for state in states:
             state.add(asked)
         self._foreign += asked.foreign
         if caller is self._setup.caller:
-            self._learn(asked)
+            self._learn(asked, number)
 
-    def _learn(self, asked: Asked) -> None:
+    def _learn(self, asked: Asked, number: int) -> None:
         """Learn from a call, and stop asking where no further one can help."""
+        error = asked.error
         if asked.lesson is not None:
             self._setup.planner.learn(asked.lesson)
-        self._down = self._down + 1 if isinstance(asked.error, Transient) else 0
-        if isinstance(asked.error, LimitReached | Unauthorized) or self._down >= MOST_DOWN:
-            self._stop = asked.error
+        self._answered = self._answered or bool(asked.accepted)
+        if isinstance(error, Transient) or self._hopeless(asked):
+            self._since = self._since if self._down else self._calls
+            self._down += 1
+        else:
+            self._down = 0
+        down = self._down >= MOST_DOWN and number > self._since  # calls side by side all fail of one short fault
+        if isinstance(error, LimitReached | Unauthorized) or down or _too_long(error):
+            self._stop = error
+
+    def _hopeless(self, asked: Asked) -> bool:
+        """Whether a call failed in no passing way, for no reason of its items', and none before has ever given one."""
+        own = isinstance(asked.error, TooLong | Refused) and len(asked.usages) > 1
+        return asked.error is not None and not own and not self._answered
 
     async def _fall_back(self, item: Item) -> None:
         """Try the fallbacks in their order; without a value from one the item ends with its faults alone."""
         state = self._states[item.id]
         if self._stop is not None and not state.faults:
-            text = f"not asked for, as no call can help: {type(self._stop).__name__}: {self._stop}"
+            text = f"not asked for, as no call can help: {words_of(self._stop)}"
             state.faults.append(ItemFault(FaultKind.CALL, text, self._calls))
         for fallback in self._setup.fallbacks:
             if (caller := self._setup.callers.get(fallback.name)) is not None:
@@ -188,6 +221,11 @@ class Work:
     async def _end(self, state: _State, value: Any, tier: str) -> None:
         state.value, state.tier = value, tier
         await self._run.emit(Told(state.outcome()))
+
+
+def _too_long(error: Exception | None) -> bool:
+    """Whether a service wants to be left alone for longer than anybody waits."""
+    return isinstance(error, Transient) and error.retry_after is not None and error.retry_after > LONGEST_S
 
 
 async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
-from collections.abc import Awaitable
-from dataclasses import dataclass, field
-from decimal import Decimal
+from collections.abc import Awaitable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from penstock.batch.batch import Batch
 from penstock.batch.items import BatchRequest, ItemId
@@ -19,24 +18,21 @@ from penstock.batch.outcomes import BatchResponse, FaultKind, ItemOutcome
 from penstock.batch.plan import Plan
 from penstock.batch.planner import Planner
 from penstock.batch.schema import ItemSchema
-from penstock.cli.batch_items import ACCEPTED, JOURNAL, Kept, Share, Sheet, Source, Waiting, rows_of, shares_of, text_of
+from penstock.cli.batch_items import Share, Sheet, Source, Waiting, rows_of, shares_of, text_of
+from penstock.cli.batch_kept import ACCEPTED, JOURNAL, Kept, listed, place_of, removed, shown
+from penstock.cli.batch_view import Tally, view_of
 from penstock.cli.chat import usual_model
 from penstock.cli.ends import FAILED, complain
 from penstock.cli.run import stoppable
-from penstock.cli.view import money, one_line
+from penstock.cli.view import one_line
 from penstock.config import Catalog, Settings, load
-from penstock.config.batches import Asked, cost_row, outcome_row, usage_row
-from penstock.errors import UsageError
-from penstock.events import Event, Item, Used, summed
-from penstock.messages import Usage, is_object
+from penstock.config.batches import Asked, outcome_row, refused
+from penstock.errors import RateLimited, UsageError
+from penstock.events import Event, Item, Retrying, Used, summed
+from penstock.messages import is_object
 from penstock.run import execute
 from penstock.store.journal import Journal
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-
-REFRESH_S, LINE_S = 0.2, 5.0
 PATIENCE_S = 90.0
 """How long a call waits for the model's own limit of a minute."""
 GIVE_UP = 3
@@ -55,6 +51,7 @@ class Options:
     size: int = 10
     concurrent: int = 4
     latency_s: float | None = None
+    params: Sequence[str] = ()
     config: str | None = None
     as_json: bool = False
     new: bool = False
@@ -62,27 +59,95 @@ class Options:
 
 def run_batch(items: str, options: Options) -> int:
     """Get the values of all items of a file, and show it; returns the exit code. Raises `UsageError`."""
-    source = Source.of(items)
     output = options.output
-    if output is not None and Path(output).exists() and Path(output).samefile(items):
+    if output is not None and Path(output).exists() and Path(items).exists() and Path(output).samefile(items):
         raise UsageError(f"{output!r} is the file of the items: name another one with -o")
-    schema = ItemSchema(_schema(options.schema), acts=options.acts or ())
-    instructions = _text(options.instructions)
+    with Source.of(items) as source:
+        return stoppable(_done(source, items, options))
+
+
+async def _done(source: Source, items: str, options: Options) -> int:
+    schema, instructions, params = _type(options), _text(options.instructions), _params(options.params)
+    planner = Planner(options.size, latency_target_s=_latency(options.latency_s))
     settings = load(options.config, os.environ)
     catalog = Catalog(settings, os.environ)
+    model = catalog.meant(options.model) if options.model else await usual_model(catalog)
+    asked = Asked(catalog, model, patience_s=PATIENCE_S)
+    batch = Batch(asked, schema, instructions=instructions, planner=planner, concurrent=1, model=model, params=params)
+    folder = _folder(settings)
+    spec: dict[str, Any] = {"file": place_of(Path(items), folder), "schema": schema.text, "instructions": instructions}
+    spec |= {"model": model, "parameters": params}
+    async with Journal(folder / JOURNAL) as journal:
+        kept = await Kept.begun(journal, spec, new=options.new)
+        sheet = await _sheet(kept, options)
+        return await Going(source, kept, asked, sheet=sheet, options=options).done(batch)
+
+
+async def _sheet(kept: Kept, options: Options) -> Sheet:
+    """The output, which no other process writes and no other batch wrote; without one the batch is given back."""
+    with ExitStack() as undone:
+        try:
+            sheet = Sheet(options.output)
+            undone.callback(sheet.close)
+            if options.output is not None:
+                await kept.own(options.output, new=options.new)
+        except UsageError:
+            await kept.leave()
+            raise
+        undone.pop_all()
+        return sheet
+
+
+def tell_batches(options: Options, *, remove: str | None = None) -> int:
+    """List the batches that are kept, or remove one of them. Raises `UsageError`, and `Conflict` while one runs it."""
+    settings = load(options.config, os.environ)
 
     async def work() -> int:
-        model = options.model or await usual_model(catalog)
-        asked = Asked(catalog, model, patience_s=PATIENCE_S)
-        planner = Planner(options.size, latency_target_s=options.latency_s)
-        batch = Batch(asked, schema, instructions=instructions, planner=planner, concurrent=1, model=model)
-        spec = {"items": source.digest, "schema": schema.text, "instructions": instructions, "model": model}
         async with Journal(_folder(settings) / JOURNAL) as journal:
-            kept = await Kept.begun(journal, spec, new=options.new)
-            going = Going(source, kept, asked, as_json=options.as_json, output=output)
-            return await going.done(batch, options.concurrent)
+            if remove is not None:
+                await removed(journal, remove)
+                complain(f"the batch {remove!r} and its values are removed")
+                return 0
+            batches = await listed(journal)
+        print(json.dumps({"batches": batches}) if options.as_json else shown(batches))
+        return 0
 
     return stoppable(work())
+
+
+def _type(options: Options) -> ItemSchema:
+    """The type of the values. Raises `UsageError` with the file where one is wrong."""
+    if options.acts is not None and not options.acts.strip(" |"):
+        raise UsageError(f"--acts {options.acts!r} names no act: give some, as in 'MoveTo|Attack', or leave it out")
+    if options.schema is None or options.acts is not None:
+        return ItemSchema(_schema(options.schema), acts=options.acts or ())
+    try:
+        return ItemSchema(_schema(options.schema))
+    except UsageError as error:
+        text = error.message if options.schema in error.message else f"{options.schema}: {error.message}"
+        raise UsageError(text) from error
+
+
+def _latency(seconds: float | None) -> float | None:
+    if seconds is not None and not seconds > 0:
+        raise UsageError(f"--latency {seconds:g} lets no call end: give seconds, more than 0")
+    return seconds
+
+
+def _params(given: Sequence[str]) -> dict[str, Any]:
+    """Fields of the requests: each value is JSON, or else text. Raises `UsageError`."""
+    params: dict[str, Any] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not name or not equals:
+            raise UsageError(f"{one!r} is no field of a request: write NAME=VALUE, as in temperature=0")
+        try:
+            params[name] = json.loads(value)
+        except ValueError:
+            params[name] = value
+    if name := refused(params):
+        raise UsageError(f"the field {name!r} is not yours to set here: leave it out")
+    return params
 
 
 def _folder(settings: Settings) -> Path:
@@ -118,83 +183,68 @@ def _text(given: str) -> str:
         raise UsageError(f"the instructions {given[1:]!r} cannot be read: {error}") from error
 
 
-@dataclass(slots=True)
-class Tally:
-    """How far a batch is."""
-
-    items: int
-    accepted: int = 0
-    failed: int = 0
-    calls: int = 0
-    usage: Usage = field(default_factory=Usage)
-    cost: Decimal | None = Decimal(0)
-    before: int = 0
-    began: float = field(default_factory=monotonic)
-
-    def add(self, share: Share) -> None:
-        """Count what an item used before this process."""
-        self.usage = self.usage + share.usage
-        self.cost = None if self.cost is None or share.cost is None else self.cost + Decimal(share.cost)
-
-    def __str__(self) -> str:
-        seconds = max(monotonic() - self.began, 1e-9)
-        ended = self.accepted + self.failed
-        rate = (ended - self.before) / seconds
-        left = (self.items - ended) / rate if rate else None
-        facts = [f"{self.failed:,} failed" if self.failed else "", f"{self.calls:,} call{'s' * (self.calls != 1)}"]
-        facts += [f"{self.usage.total:,} tokens", money(self.cost), f"{rate:,.1f} items/s" if rate else ""]
-        facts += [f"{left:,.0f} s left" if left else ""]
-        return ", ".join(fact for fact in facts if fact)
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """The numbers as JSON types."""
-        counts = {"items": self.items, "accepted": self.accepted, "failed": self.items - self.accepted}
-        return {**counts, "calls": self.calls, "usage": usage_row(self.usage), "cost_usd": cost_row(self.cost)}
-
-
 class Going:
     """One run of a batch over a file: what is accepted is stored first, then counted and written."""
 
-    def __init__(self, source: Source, kept: Kept, asked: Asked, *, as_json: bool, output: str | None) -> None:
+    def __init__(self, source: Source, kept: Kept, asked: Asked, *, sheet: Sheet, options: Options) -> None:
         self._source, self._kept, self._asked = source, kept, asked
-        self._sheet, self._as_json, self._output = Sheet(output), as_json, output
-        self._tally = Tally(source.count)
+        self._sheet, self._options = sheet, options
+        self._tally = Tally(source.count, waiting=self._waits)
+        self._left_alone = 0.0
         self._done: set[ItemId] = set()
         self._before = self._noted = 0
         self._failing, self._reason = 0, ""
 
-    async def done(self, batch: Batch, concurrent: int) -> int:
+    async def done(self, batch: Batch) -> int:
         """Ask for what is missing, show it, and write all that there is; the exit code."""
         over = False
         try:
+            self._sheet.begin()
+            await self._kept.counted(self._source.count)
             await self._restore()
-            shown = view_of(self._tally, str(self._source.path))
+            shown = view_of(self._tally, self._source.title)
             try:
-                await self._all(batch, concurrent)
+                await self._all(batch, self._options.concurrent)
                 over = True
             finally:
                 await shown.stop()
                 if not over:
-                    complain(f"{self._tally.accepted:,} of {self._tally.items:,} items have their values and are kept")
+                    kept = f"{self._tally.accepted:,} of {self._tally.items:,} items have their values, which are kept"
+                    complain(f"{kept}: the same command goes on")
             return self._conclude()
         finally:
             self._sheet.close()
 
     async def _restore(self) -> None:
-        """Take in what was stored before."""
+        """Take in what was stored before of items that are as they were, and tell of it."""
+        digests, stale = self._source.digests, set[ItemId]()
         async for kind, value in self._kept.told():
             if kind == ACCEPTED:
-                self._add(value)
-                self._done.add(value["id"])
+                row, digest = value
+                if digests.get(row["id"]) == bytes.fromhex(digest):
+                    self._add(row)
+                    self._done.add(row["id"])
+                elif row["id"] in digests:
+                    stale.add(row["id"])
             else:
-                shares = [(name, Share(*share)) for name, share in value["shares"]]
+                shares = [(name, Share(*share)) for name, share in value["shares"] if name in digests]
                 self._sheet.share(shares)
                 self._before += value["calls"]
                 for _, share in shares:
                     self._tally.add(share)
         self._tally.accepted = self._tally.before = len(self._done)
         self._tally.calls = self._before
+        self._tell_kept(len(stale - self._done))
+
+    def _tell_kept(self, stale: int) -> None:
+        if self._kept.others:
+            complain(self._kept.others)
+        if stale:
+            who = "1 item has" if stale == 1 else f"{stale:,} items have"
+            complain(f"{who} other data than before: {'it is' if stale == 1 else 'they are'} asked for again")
+        if self._done:
+            done = len(self._done)
+            complain(f"{done:,} value{'s are' if done > 1 else ' is'} kept from before")
 
     async def _all(self, batch: Batch, concurrent: int) -> None:
         waiting = Waiting(self._source, self._done)
@@ -219,8 +269,14 @@ class Going:
                 self._add(row)
             self._judge(response, max(GIVE_UP, concurrent))
 
+    def _waits(self) -> bool:
+        """Whether a limit of the model's, or its service, is waited for."""
+        return self._asked.waiting > 0 or monotonic() < self._left_alone
+
     def _hear(self, event: Event) -> Awaitable[None] | None:
-        if isinstance(event, Used):
+        if isinstance(event, Retrying) and isinstance(event.error, RateLimited):
+            self._left_alone = max(self._left_alone, monotonic() + event.wait_s)
+        elif isinstance(event, Used):
             self._tally.calls = self._before + self._asked.calls
             self._tally.usage = self._tally.usage + event.usage
             self._tally.cost = summed(self._tally.cost, event)
@@ -229,13 +285,13 @@ class Going:
         return None
 
     async def _accept(self, row: dict[str, Any]) -> None:
-        await self._kept.accept(row)
+        await self._kept.accept(row, self._source.digests[row["id"]].hex())
         self._tally.accepted += 1
         self._add(row)
 
     def _add(self, row: dict[str, Any]) -> None:
         self._sheet.add(row)
-        if self._as_json:
+        if self._options.as_json:
             print(text_of(row), flush=True)
 
     def _judge(self, response: BatchResponse, most: int) -> None:
@@ -251,78 +307,13 @@ class Going:
     def _conclude(self) -> int:
         tally = self._tally
         tally.calls = self._before + self._asked.calls
-        if self._output is not None or not self._as_json:
+        if self._options.output is not None or not self._options.as_json:
             self._sheet.finish()
-        if self._as_json:
+        if self._options.as_json:
             print(json.dumps({"report": tally.report}), flush=True)
-        complain(f"{tally.accepted:,} of {tally.items:,} items have values: {tally}")
+        complain(tally.summary)
         if self._reason:
             complain(f"stopped, as nothing but failures came: {one_line(self._reason)}")
         if tally.accepted < tally.items:
             complain("the same command asks again for those without")
         return 0 if tally.accepted == tally.items else FAILED
-
-
-class Lines:
-    """A line on stderr every few seconds, for those who have no terminal."""
-
-    def __init__(self, tally: Tally, title: str) -> None:
-        self._tally, self._title = tally, title
-        self._telling = asyncio.ensure_future(self._tell())
-
-    async def stop(self) -> None:
-        """Tell no more."""
-        self._telling.cancel()
-        await asyncio.wait((self._telling,))
-
-    async def _tell(self) -> None:
-        while True:
-            await asyncio.sleep(LINE_S)
-            ended = self._tally.accepted + self._tally.failed
-            print(
-                f"{self._title}: {ended:,} of {self._tally.items:,} items, {self._tally}", file=sys.stderr, flush=True
-            )
-
-
-class Bar:
-    """A progress bar on the terminal."""
-
-    def __init__(self, tally: Tally, progress: Progress) -> None:
-        self._tally, self._progress = tally, progress
-        self._task = progress.add_task("", total=tally.items, said="")
-        progress.start()
-        self._drawing = asyncio.ensure_future(self._draw())
-
-    async def stop(self) -> None:
-        """Give the terminal back, with the bar as it is."""
-        self._drawing.cancel()
-        await asyncio.wait((self._drawing,))
-        self._update()
-        self._progress.stop()
-
-    async def _draw(self) -> None:
-        while True:
-            self._update()
-            await asyncio.sleep(REFRESH_S)
-
-    def _update(self) -> None:
-        ended = self._tally.accepted + self._tally.failed
-        self._progress.update(self._task, completed=ended, said=str(self._tally), refresh=True)
-
-
-def view_of(tally: Tally, title: str) -> Lines | Bar:
-    """What fits where the output goes: a bar on a terminal, else lines."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal or console.is_dumb_terminal:
-        return Lines(tally, title)
-    return bar_of(tally, console)
-
-
-def bar_of(tally: Tally, console: Console) -> Bar:
-    """A bar on a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}", markup=False))
-    return Bar(tally, Progress(*columns, console=console, auto_refresh=False))

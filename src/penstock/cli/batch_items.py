@@ -1,15 +1,18 @@
-"""What `penstock batch` reads and writes: the file of items, the journal of what was accepted, the file of outcomes."""
+"""What `penstock batch` reads and writes: the file of items, and the file of outcomes."""
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import os
+import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Container, Generator, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from hashlib import blake2b
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,47 +25,80 @@ from penstock.batch.outcomes import BatchResponse
 from penstock.config.batches import cost_row, outcome_row, usage_row
 from penstock.errors import StoreFailed, UsageError
 from penstock.messages import Usage, is_object
-from penstock.store.journal import Journal
-from penstock.store.steps import Note
 
-JOURNAL = "batches.sqlite"
+STDIN = "-"
 MOST_BYTES = 1_000_000
 """The longest line of a file of items."""
 AHEAD = 1000
 """So many items are read ahead of those that are asked for, to find others of one's group."""
-PAGE = 1000
-ACCEPTED, USED = "accepted", "used"
+OPENAI = {"custom_id", "method", "url", "body"}
 _CONTROLS = {number: f"\\u{number:04x}" for number in range(0x7F, 0xA0)}
 _encode, _decode = msgspec.json.encode, msgspec.json.decode
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file of items that was looked through: how many it has, and what its content is known by."""
+    """A file of items that was looked through: what each item is known by, besides its id."""
 
     path: Path
-    count: int
-    digest: str
+    title: str
+    digests: Mapping[ItemId, bytes]
 
     @classmethod
-    def of(cls, path: str) -> Source:
-        """Look through a file. Raises `UsageError` with the file and the line of what is wrong."""
-        digest, lines = hashlib.sha256(), dict[ItemId, int]()
-        for number, line, item in _read(Path(path)):
-            digest.update(line)
-            if item.id in lines:
-                raise _wrong(path, number, f"line {lines[item.id]} has the id {item.id!r} too: give each its own")
-            lines[item.id] = number
-        if not lines:
-            raise UsageError(f"{path}: no items: write one JSON object a line")
-        return cls(Path(path), len(lines), digest.hexdigest())
+    @contextmanager
+    def of(cls, path: str) -> Generator[Source]:
+        """Look through a file, or stdin for "-". Raises `UsageError` with the file and the line of what is wrong."""
+        with _readable(path) as file:
+            title = "stdin" if path == STDIN else path
+            yield cls(file, title, _looked_through(file, title))
+
+    @property
+    def count(self) -> int:
+        """How many items it has."""
+        return len(self.digests)
 
     def items(self) -> Iterator[Item]:
-        """The items, one by one."""
-        return (item for _, _, item in _read(self.path))
+        """The items, one by one. Raises `UsageError` where the file is not what it was."""
+        changed = UsageError(f"{self.title} was changed while it was read: the same command goes on with what is there")
+        seen = 0
+        for _, item in _read(self.path, self.title):
+            seen += 1
+            if self.digests.get(item.id) != _digest(item):
+                raise changed
+            yield item
+        if seen != self.count:
+            raise changed
 
 
-def _read(path: Path) -> Iterator[tuple[int, bytes, Item]]:
+def _looked_through(path: Path, title: str) -> dict[ItemId, bytes]:
+    """What each item of a file is known by."""
+    digests, lines = dict[ItemId, bytes](), dict[ItemId, int]()
+    for number, item in _read(path, title):
+        if item.id in lines:
+            raise _wrong(title, number, f"line {lines[item.id]} has the id {item.id!r} too: give each its own")
+        lines[item.id], digests[item.id] = number, _digest(item)
+    if not lines:
+        raise UsageError(f"{title}: no items: write one JSON object a line")
+    return digests
+
+
+def _digest(item: Item) -> bytes:
+    return blake2b(_encode([item.data, item.group], order="sorted"), digest_size=12).digest()
+
+
+@contextmanager
+def _readable(path: str) -> Generator[Path]:
+    """A file that can be read as often as is needed."""
+    if path != STDIN:
+        yield Path(path)
+        return
+    with tempfile.NamedTemporaryFile("wb") as copy:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+        copy.flush()
+        yield Path(copy.name)
+
+
+def _read(path: Path, title: str) -> Iterator[tuple[int, Item]]:
     try:
         with path.open("rb") as file:
             for number in count(1):
@@ -70,33 +106,39 @@ def _read(path: Path) -> Iterator[tuple[int, bytes, Item]]:
                 if not line:
                     return
                 if len(line) > MOST_BYTES:
-                    raise _wrong(path, number, f"the line is longer than {MOST_BYTES:,} bytes")
+                    raise _wrong(title, number, f"the line is longer than {MOST_BYTES:,} bytes")
                 body = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
                 if body:
-                    yield number, line, _item(path, number, body)
+                    yield number, _item(title, number, body)
     except OSError as error:
-        raise UsageError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{title!r} cannot be read: {error.strerror}") from error
 
 
-def _item(path: Path, number: int, body: bytes) -> Item:
+def _item(title: str, number: int, body: bytes) -> Item:
     try:
         found = _decode(body)
     except (ValueError, RecursionError) as error:
-        raise _wrong(path, number, f"no JSON: {error}") from error
+        if body in {b"[", b"{"}:
+            text = "JSON over several lines: write one JSON object a line, without a list around them"
+            raise _wrong(title, number, text) from error
+        raise _wrong(title, number, f"no JSON: {error}: write one JSON object a line") from error
     if not is_object(found):
-        raise _wrong(path, number, 'no JSON object: write {"id": ..., ...}')
+        raise _wrong(title, number, 'no JSON object: write one a line, as {"id": ..., ...}')
+    if found.keys() >= OPENAI:
+        text = 'a request for a batch of OpenAI: write an item a line, as {"id": ..., "data": ...}'
+        raise _wrong(title, number, text)
     rest = {name: value for name, value in found.items() if name not in {"id", "group"}}
     name = found["id"] if "id" in found else rest.pop("agent_id", number)
     group = found.get("group", "")
     if isinstance(name, bool) or not isinstance(name, int | str) or name == "":
-        raise _wrong(path, number, f"the id {name!r:.80} names no item: give an integer or some text")
+        raise _wrong(title, number, f"the id {name!r:.80} names no item: give an integer or some text")
     if not isinstance(group, str):
-        raise _wrong(path, number, f"the group {group!r:.80} is no text")
+        raise _wrong(title, number, f"the group {group!r:.80} is no text")
     return Item(name, rest["data"] if [*rest] == ["data"] else rest, group)
 
 
-def _wrong(path: str | Path, number: int, problem: str) -> UsageError:
-    return UsageError(f"{path}:{number}: {problem}")
+def _wrong(title: str, number: int, problem: str) -> UsageError:
+    return UsageError(f"{title}:{number}: {problem}")
 
 
 class Waiting:
@@ -145,48 +187,11 @@ def shares_of(response: BatchResponse) -> list[tuple[ItemId, Share]]:
     ]
 
 
-class Kept:
-    """What is stored of a batch in a run of a journal, which this process holds."""
-
-    def __init__(self, journal: Journal, run: str) -> None:
-        self._journal, self.run = journal, run
-
-    @classmethod
-    async def begun(cls, journal: Journal, spec: dict[str, Any], *, new: bool) -> Kept:
-        """Take up the newest run of this batch, or begin one. Raises `Conflict` where another process works on it."""
-        name = f"batch-{hashlib.sha256(_encode(spec, order='sorted')).hexdigest()[:16]}"
-        known = {row.name for row in await journal.runs()}
-        names = [name, *(f"{name}-{number}" for number in range(2, len(known) + 3))]
-        free = next(place for place, one in enumerate(names) if one not in known)
-        run = names[free if new or not free else free - 1]
-        await journal.begin(run, spec, ())
-        return cls(journal, run)
-
-    async def told(self) -> AsyncIterator[tuple[str, Any]]:
-        """What was stored before, in order: of each item its row, of each call the shares of its items."""
-        after = 0
-        while entries := await self._journal.events(self.run, after=after, limit=PAGE):
-            after = entries[-1].offset
-            for entry in entries:
-                if entry.kind == ACCEPTED:
-                    yield ACCEPTED, _decode(entry.value)
-                elif entry.kind == USED:
-                    yield USED, entry.value
-
-    async def accept(self, row: dict[str, Any]) -> None:
-        """Store the row of an item that has its value; it is there when this returns."""
-        text = _encode(row).decode()  # as it stands: a journal puts keys in order
-        await self._journal.write(self.run, Note(ACCEPTED, text))
-
-    async def used(self, shares: Iterable[tuple[ItemId, Share]], calls: int) -> None:
-        """Store what the items of some calls used."""
-        await self._journal.write(self.run, Note(USED, {"calls": calls, "shares": [*shares]}))
-
-
 class Sheet:
     """The rows of outcomes, as lines of a file: as they end, and at last in the order of their ids.
 
-    A row that comes again takes the place of the one before.
+    A row that comes again takes the place of the one before. A file is written by one process at a time: raises
+    `UsageError` where another one writes it; and it is as it was until `begin`.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -195,6 +200,12 @@ class Sheet:
         self._places: dict[ItemId, tuple[int, int]] = {}
         self._end = 0
         self.shares: dict[ItemId, Share] = {}
+
+    def begin(self) -> None:
+        """Take away what the file holds."""
+        with self._writing():
+            if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                self._file.truncate()
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row."""
@@ -252,12 +263,26 @@ def _made(path: Path | None) -> BinaryIO:
     if path is None:
         return tempfile.TemporaryFile("w+b")
     try:
-        return path.open("w+b")
+        while True:
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            _lock(file, path)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+            file.close()  # another process has just put its own in that place
     except OSError as error:
         raise UsageError(f"{str(path)!r} cannot be written: {error.strerror}: name another file with -o") from error
 
 
-def text_of(row: dict[str, Any]) -> str:
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        text = f"{str(path)!r} is being written by another process: wait for it, or name another file with -o"
+        raise UsageError(text) from error
+
+
+def text_of(row: Mapping[str, Any]) -> str:
     """A row as a line of JSON in which nothing steers a terminal."""
     return _encode(row).decode().translate(_CONTROLS)
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from penstock.batch.outcomes import ItemFault, ItemOutcome
-from penstock.errors import LimitReached
+from penstock.chat.passthrough import DENIED, STATEFUL
+from penstock.errors import LimitReached, PenstockError
 from penstock.llms.prices import usd
 from penstock.messages import ChatReply, ChatRequest, Usage
 from penstock.run import Executor, Run
 
 if TYPE_CHECKING:
     from penstock.llms.prices import ModelInfo
+
+_OWN = frozenset(("messages", "model", "stream", "stream_options", "response_format", "n", "tools", "functions"))
 
 
 class Models(Protocol):
@@ -37,6 +41,7 @@ class Models(Protocol):
 class Asked:
     """A model of the catalog as a batch asks it: whose it is, what is known of it, and in `calls` how often it was.
 
+    `waiting` are the calls that wait for a rate limit now, `failures` has the last error of each kind that came.
     Where a rate is used up it waits for the next call, but for no longer than `patience_s` seconds; a budget is not
     waited for. Raises `NotFound` for a name that the catalog does not have.
     """
@@ -46,7 +51,8 @@ class Asked:
         self.provider = catalog.provider(model)
         self._info = catalog.info(model)
         self._patience_s = patience_s
-        self.calls = 0
+        self.calls = self.waiting = 0
+        self.failures: dict[type[PenstockError], PenstockError] = {}
 
     def info_of(self, _: str) -> ModelInfo | None:
         """What is known of it, whatever it is called."""
@@ -58,11 +64,21 @@ class Asked:
         while True:
             try:
                 return await self._chat(request, run)
-            except LimitReached as error:
-                wait_s = error.retry_after
-                if wait_s is None or wait_s > self._patience_s or error.limit == "budget":
+            except PenstockError as error:
+                wait_s = error.retry_after if isinstance(error, LimitReached) and error.limit != "budget" else None
+                if wait_s is None or wait_s > self._patience_s:
+                    self.failures[type(error)] = error
                     raise
-            await asyncio.sleep(wait_s)
+            self.waiting += 1
+            try:
+                await asyncio.sleep(wait_s)
+            finally:
+                self.waiting -= 1
+
+
+def refused(params: Mapping[str, Any]) -> str:
+    """The first field of some requests that only a batch itself, or the configuration, may set; empty for none."""
+    return next((name for name in params if name in _OWN or name in DENIED or name in STATEFUL), "")
 
 
 def outcome_row(outcome: ItemOutcome) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import msgspec
 
 from penstock.batch.batch import Batch
 from penstock.batch.items import BatchRequest, Item, ItemId
-from penstock.batch.outcomes import BatchResponse
+from penstock.batch.outcomes import BatchResponse, FaultKind
 from penstock.batch.plan import Plan
 from penstock.batch.planner import Planner
 from penstock.batch.schema import ItemSchema
 from penstock.batch.stream import outcome_of
-from penstock.config.batches import Asked, Models, cost_row, fault_row, outcome_row
-from penstock.errors import Invalid, UsageError
+from penstock.config.batches import Asked, Models, cost_row, fault_row, outcome_row, refused
+from penstock.errors import Invalid, PenstockError, UsageError
 from penstock.events import Event
 from penstock.run import Executor, Run
 from penstock.server.endpoints import Endpoint, Work, refuse_key
@@ -46,6 +46,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     schema: dict[str, Any] | None = None
     acts: str | list[str] = ""
     instructions: str = ""
+    params: dict[str, Any] = {}
     max_batch_size: Annotated[int, msgspec.Meta(ge=1, le=MOST_A_CALL)] = 10
     stream: bool = False
 
@@ -86,8 +87,9 @@ def batch_endpoint(catalog: Models) -> Endpoint:
                 planner=planner,
                 concurrent=CONCURRENT,
                 model=asked.model,
+                params=asked.params,
             )
-            return _counted(batch, count)
+            return _counted(batch, count, whole=not asked.stream)
 
         if asked.stream:
             return Work(find, request, None, count.facts, encoder=lambda: OutcomeEvents(asked.model, count))
@@ -105,6 +107,9 @@ def _read(body: bytes) -> _Body:
     if len(found.items) > MOST_ITEMS:
         text = f"a batch over the API has at most {MOST_ITEMS} items, not {len(found.items)}: send several"
         raise Invalid(text, param="items", code="too_many_items")
+    if name := refused(found.params):
+        text = f"the field {name!r} is not a caller's to set here: leave it out"
+        raise Invalid(text, param=f"params.{name}", code="unsupported_value")
     return found
 
 
@@ -130,13 +135,23 @@ def _schema(asked: _Body) -> ItemSchema:
         raise Invalid(str(error), param=param, code="invalid_value") from error
 
 
-def _counted(batch: Batch, count: _Count) -> Executor[BatchRequest, BatchResponse]:
+def _counted(batch: Batch, count: _Count, *, whole: bool) -> Executor[BatchRequest, BatchResponse]:
     async def call(request: BatchRequest, run: Run, /) -> BatchResponse:
         count.response = await batch(request, run.listening(count.hear))
         count.facts["calls"] = count.asked.calls if count.asked else 0
+        if whole and count.asked and (error := _failure(count.response, count.asked)):
+            raise error
         return count.response
 
     return call
+
+
+def _failure(response: BatchResponse, asked: Asked) -> PenstockError | None:
+    """Why nothing has a value, where that is one kind of error, which every call ended with."""
+    kinds = {fault.kind for outcome in response.outcomes for fault in outcome.faults}
+    if any(outcome.ok for outcome in response.outcomes) or kinds != {FaultKind.CALL} or len(asked.failures) > 1:
+        return None
+    return next(iter(asked.failures.values()), None)
 
 
 class OutcomeEvents:
@@ -174,7 +189,8 @@ def _whole(model: str, count: _Count, response: BatchResponse) -> bytes:
 
 def _totals(model: str, count: _Count, response: BatchResponse, usage: Usage) -> dict[str, Any]:
     accepted = sum(one.ok for one in response.outcomes)
-    counts = {"items": len(response), "accepted": accepted, "calls": count.facts["calls"]}
+    counts = {"items": len(response), "accepted": accepted, "failed": len(response) - accepted}
+    counts["calls"] = count.facts["calls"]
     foreign = [fault_row(fault) for fault in response.foreign]
     used = {"usage": usage_json(usage), "cost_usd": cost_row(response.cost)}
     return {"object": "batch", "model": model, **counts, "foreign": foreign, **used}
@@ -188,7 +204,8 @@ DESCRIPTION: dict[str, Any] = {
     "description": (
         f"At most {MOST_ITEMS} items, many in each call to the model; what a call does not give is asked for again. "
         "With `stream: true` each outcome is a server-sent event `outcome` as it closes, then an event `end` has the "
-        "totals, and `data: [DONE]` is last; where it broke, an error event is last."
+        "totals, and `data: [DONE]` is last; where it broke, an error event is last. Without it the answer is an error "
+        "where every call failed with one kind of error."
     ),
     "requestBody": {
         "required": True,
@@ -213,6 +230,7 @@ DESCRIPTION: dict[str, Any] = {
                         "schema": {"type": "object", "description": "JSON Schema of a value; default: a plan"},
                         "acts": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}], "description": "MoveTo|Attack"},
                         "instructions": _TEXT,
+                        "params": {"type": "object", "description": "further fields of each chat request: temperature"},
                         "max_batch_size": {"type": "integer", "minimum": 1, "maximum": MOST_A_CALL, "default": 10},
                         "stream": {"type": "boolean", "default": False},
                     },
