@@ -36,6 +36,7 @@ PenstockError                 retryable, retry_after: all that a retry asks for
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 
@@ -67,7 +68,14 @@ class MissingExtra(UsageError):
 
 
 class CyclicPlan(UsageError):
-    """A graph of tasks leads back to itself; the message shows the path."""
+    """A graph of tasks leads back to itself; the message shows the path.
+
+    `path` has the names: each needs the next, and the last the first.
+    """
+
+    def __init__(self, message: str, *, path: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.path = tuple(path)
 
 
 class AgentUnavailable(UsageError):

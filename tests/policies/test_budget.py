@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -247,6 +249,28 @@ async def test_a_call_that_a_limit_further_in_refused_says_nothing_of_what_one_c
 
 async def refuses(request: int, run: Run) -> int:
     raise LimitReached("9 calls are running already", limit="concurrent")
+
+
+async def test_budgets_of_calls_that_have_ended_leave_nothing_in_the_task_that_made_them() -> None:
+    before = len(copy_context())
+    for ends in (3, 50):
+        with suppress(LimitReached):
+            await execute(budget(ends)(budget(ends)(Costs())), 10)
+    assert len(copy_context()) == before
+
+
+async def test_a_call_may_end_in_another_context_than_it_began_in() -> None:
+    async def paused(request: int, run: Run, /) -> int:
+        await asyncio.sleep(0)
+        return request
+
+    async def moved(request: int, run: Run, /) -> None:
+        call: Any = budget(100)(paused)(request, run)
+        copy_context().run(call.send, None)
+        with pytest.raises(StopIteration, match="7"):
+            call.send(None)
+
+    await execute(moved, 7)
 
 
 async def test_a_call_inside_another_of_the_same_budget_counts_once_and_is_stopped_too() -> None:

@@ -22,6 +22,7 @@ from penstock.tasks.task import AgentTask
         ({"mode": "cli"}, "write command, a list such as"),
         ({"mode": "hybrid", "agents": ("a",)}, "write agents, a list of at least two"),
         ({"mode": "hybrid", "strategy": "review", "agents": ("a", "b", "c")}, "for review write two agents"),
+        ({"mode": "hybrid", "strategy": "review", "agents": ("a", "a")}, "another who checks it"),
         ({"mode": "interactive", "model": "m"}, "'model' is for agents of mode 'api', and this one is 'interactive'"),
         ({"model": "m", "command": ("true",)}, "'command' is for agents of mode 'cli', and this one is 'api'"),
         ({"mode": "cli", "command": ("true",), "rounds": 1}, "'rounds' is for agents of mode 'hybrid'"),

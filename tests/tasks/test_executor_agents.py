@@ -72,7 +72,7 @@ def test_row_c5_the_given_agent_goes_before_the_tasks_own_and_that_before_any_ot
 @pytest.mark.parametrize(
     ("fields", "error", "text"),
     [
-        ({"agent": "codr"}, UnknownName, "no agent 'codr', did you mean 'coder'"),
+        ({"agent": "codr"}, UnknownName, "no agent 'codr': did you mean 'coder'"),
         ({"agent": "off"}, AgentUnavailable, "the agent 'off' is disabled: enable it"),
         ({"agent": "writer", "capabilities": ("code",)}, AgentUnavailable, "'writer' lacks 'code', which the task 't'"),
         ({"capabilities": ("cooking",)}, AgentUnavailable, "no agent with 'cooking': 'writer' lacks 'cooking'"),
@@ -80,6 +80,8 @@ def test_row_c5_the_given_agent_goes_before_the_tasks_own_and_that_before_any_ot
         ({"review": "off"}, AgentUnavailable, "'off' is disabled"),
         ({"agent": "pair"}, AgentUnavailable, "'off' is disabled"),
         ({"agent": "lost"}, UnknownName, "no agent 'gone'"),
+        ({"agent": "coder", "review": "coder"}, UsageError, "'coder' cannot review its own work on the task 't': name"),
+        ({"capabilities": ("code",), "review": "coder"}, UsageError, "'coder' cannot review its own work"),
         ({"agent": "ring"}, UsageError, "the agents ring > loop > ring consist of each other"),
         ({"agent": "foreign"}, UnknownName, "the agent 'foreign': No LLM implementation found for agent type: acme"),
         ({"agent": "nameless"}, UnknownName, "'nameless': No LLM implementation found for agent type: fast"),

@@ -133,8 +133,8 @@ async def test_row_c10_the_stored_state_of_a_project_holds_no_key(tmp_path: Path
         report = await run.run()
         stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert [result.ok for result in report.results] == [True, False]
-    assert b"My key is [key of told]" in stored
-    assert b"cannot use [key of " in stored
+    assert b"My key is [key 1 of several agents]" in stored
+    assert b"cannot use [key 1 of several agents" in stored
     assert not leaks(stored.decode("latin-1"), report)
 
 
@@ -153,3 +153,10 @@ async def test_row_c10_a_short_key_is_a_word_and_stays_in_the_text() -> None:
     result = await executor.execute(TASK, keyed(api_key="none"))
     assert result.error is not None
     assert result.error.message == "none of this"
+
+
+async def test_a_key_that_several_agents_have_is_named_after_none_of_them() -> None:
+    agents = [keyed(), keyed(name="b"), keyed(name="c", api_key="other-0123456789")]
+    result = await TaskExecutor(AgentRegistry(agents), llms=lambda _: Leaking(None)).execute(TASK, "b")
+    assert leaks(result) == []
+    assert "My key is [key 1 of several agents]," in result.output

@@ -102,6 +102,15 @@ def test_a_circle_of_thousands_is_shown_in_short() -> None:
     assert circle_in(caught.value)[-2:] == ["(9981 more)", "t0"]
 
 
+def test_the_error_of_a_circle_has_the_names() -> None:
+    with pytest.raises(CyclicPlan) as caught:
+        graph_of({"x": ["c"], "b": ["c"], "a": ["b"], "c": ["a"]})
+    assert caught.value.path == ("b", "c", "a")
+    with pytest.raises(CyclicPlan) as caught:
+        graph_of({"a": ["a"]})
+    assert caught.value.path == ("a",)
+
+
 def test_a_need_that_is_no_task_is_named() -> None:
     with pytest.raises(UnknownName, match="task 'b' needs 'x', which is no task"):
         graph_of({"a": [], "b": ["a", "x"]})
@@ -209,3 +218,27 @@ def test_twenty_thousand_added_one_by_one_cost_as_little_each() -> None:
     for number in range(20_000):
         draft.remove(f"t{number}")
     assert perf_counter() - started < 3
+
+
+def test_tasks_that_are_added_together_may_stand_in_any_order() -> None:
+    draft = Draft(graph_of({"a": []}))
+    draft.add_all([("c", ["b"]), ("b", ["a"])])
+    assert draft.graph() == graph_of({"a": [], "c": ["b"], "b": ["a"]})
+
+
+@pytest.mark.parametrize(
+    ("added", "error", "message"),
+    [
+        ([("b", ["c"]), ("c", ["d"]), ("d", ["b"])], CyclicPlan, "b -> c -> d -> b"),
+        ([("b", []), ("c", ["x"])], UnknownName, "needs 'x', which is no task"),
+        ([("b", []), ("b", [])], UsageError, "a task 'b' already"),
+        ([("b", []), ("a", [])], UsageError, "a task 'a' already"),
+    ],
+)
+def test_tasks_that_are_added_together_come_all_or_none(
+    added: list[tuple[str, list[str]]], error: type[UsageError], message: str
+) -> None:
+    draft = Draft(graph_of({"a": []}))
+    with pytest.raises(error, match=message):
+        draft.add_all(added)
+    assert draft.graph() == graph_of({"a": []})

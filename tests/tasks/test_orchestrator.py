@@ -360,6 +360,16 @@ async def test_a_project_that_is_left_while_it_runs_is_interrupted() -> None:
     assert model.stopped == ["b"]
 
 
+async def test_row_c7_an_agent_that_is_given_a_task_does_not_review_it(model: Model) -> None:
+    staff = executor(model, agent("writer"), agent("boss"))
+    async with ProjectOrchestrator(staff, defaults=Defaults(review="boss")) as site:
+        site.add(task("a"), task("b", review="boss"))
+        assert (await site.execute_task("a", "boss")).ok
+        with pytest.raises(UsageError, match="'boss' cannot review its own work"):
+            await site.execute_task("b", "boss")
+    assert model.begun == ["a"]
+
+
 async def test_a_task_whose_caller_is_cancelled_is_cancelled() -> None:
     model = Model("a")
     async with ProjectOrchestrator(executor(model)) as site:

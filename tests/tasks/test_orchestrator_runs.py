@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import time
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penstock.errors import Conflict, TaskFailed, UnknownName, UsageError
+from penstock.errors import Conflict, CyclicPlan, TaskFailed, Unavailable, UnknownName, UsageError
 from penstock.events import Item, Used
+from penstock.policies import wrap
+from penstock.policies.retry import retry
 from penstock.run import execute, execute_stream
 from penstock.store.journal import Journal
 from penstock.store.steps import Logged
@@ -27,9 +31,9 @@ from penstock.tasks.orchestrator import ProjectOrchestrator
 from penstock.tasks.project import ProjectLimits
 from penstock.tasks.registry import AgentRegistry
 from penstock.tasks.report import report_of
-from penstock.testing import Heard
+from penstock.testing import Heard, ScriptedLlm
 from tests.tasks.plans import Plan, plans
-from tests.tasks.projects import Model, executor, names, project, states, task
+from tests.tasks.projects import Model, agent, executor, names, project, states, task
 
 
 @pytest.fixture
@@ -180,6 +184,14 @@ def test_row_c7_an_unknown_provider_is_refused_when_its_task_is_added() -> None:
     assert site.spec.tasks == ()
 
 
+async def test_row_c7_a_limit_of_nobody_is_refused_and_can_be_put_right(site: ProjectOrchestrator) -> None:
+    site.limits = ProjectLimits(agents={"wirter": 1})
+    with pytest.raises(UnknownName, match="did you mean 'writer'"):
+        await site.run()
+    site.limits = ProjectLimits(agents={"writer": 1})
+    assert (await site.run()).ok
+
+
 def test_an_engine_that_nobody_uses_is_forgotten_with_its_projects(model: Model) -> None:
     engine = LocalEngine()
     seen = weakref.ref(engine)
@@ -213,6 +225,42 @@ async def test_as_an_executor_it_raises_with_the_names_of_what_failed(site: Proj
     assert caught.value.details == {"tasks": ["b"], "failed": 1, "blocked": 1}
 
 
+@pytest.mark.parametrize("given", [False, True])
+async def test_row_c7_as_an_executor_it_tries_again_what_failed(
+    site: ProjectOrchestrator, model: Model, given: bool
+) -> None:
+    spec = site.spec.model_copy(update={"name": "other"}) if given else None
+    for failing in ({"b", "c"}, {"b"}):
+        model.failing = failing
+        with pytest.raises(TaskFailed, match="'b' failed"):
+            await execute(site, spec)
+    model.failing = set()
+    assert (await execute(site, spec)).ok
+    assert (await execute(site, spec)).ok
+    assert Counter(model.begun) == {"a": 1, "b": 3, "c": 2, "d": 1}
+
+
+async def test_row_c7_a_retry_policy_around_a_project_has_its_effect() -> None:
+    llm = ScriptedLlm(Unavailable("busy"), "Done.", Unavailable("busy"), "Done.")
+    staff = TaskExecutor(AgentRegistry([agent("writer")]), llms=lambda _: llm)
+    async with ProjectOrchestrator(staff) as site:
+        site.add(task("a"), task("b", "a"))
+        report = await execute(wrap(site, [retry(attempts=3, base_s=0.001, silent=True)]), None)
+    assert report.ok
+    assert len(llm.requests) == 4
+
+
+async def test_row_c7_as_an_executor_it_leaves_what_was_cancelled(site: ProjectOrchestrator, model: Model) -> None:
+    model.gates["b"] = asyncio.Event()
+    running = asyncio.create_task(execute(site, None))
+    await model.until("b", "c")
+    await site.cancel("b")
+    for call in (running, execute(site, None)):
+        with pytest.raises(TaskFailed, match="'b' cancelled"):
+            await asyncio.wait_for(call, 2)
+    assert model.begun.count("b") == 1
+
+
 async def test_as_an_executor_it_runs_a_project_that_is_given(site: ProjectOrchestrator, model: Model) -> None:
     other = project(task("y", "x"), task("x")).model_copy(update={"name": "other"})
     report = await execute(site, other)
@@ -226,6 +274,28 @@ async def test_an_orchestrator_needs_no_block(model: Model) -> None:
     site.add(task("a"))
     assert (await site.run()).ok
     await site.aclose()
+
+
+async def test_row_c7_a_task_that_is_executed_costs_the_same_however_many_there_are() -> None:
+    assert await _calls(200) < 1.05 * await _calls(50)
+
+
+async def _calls(count: int) -> float:
+    """The functions that are called for each of so many tasks, done one by one, in any order."""
+    called = [0]
+
+    def note(frame: object, event: str, _: object) -> None:
+        called[0] += event == "call"
+
+    async with ProjectOrchestrator(executor(Model())) as site:
+        site.add(*(task(f"t{n}") for n in range(count)), task("last"))
+        sys.setprofile(note)
+        try:
+            for n in range(count):
+                await site.execute_task(f"t{n * 7 % count}")
+        finally:
+            sys.setprofile(None)
+    return called[0] / count
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -265,3 +335,12 @@ async def test_a_chain_of_ten_thousand_runs_without_recursion() -> None:
     assert report.counts == {"success": count}
     assert model.begun == [f"t{n}" for n in range(count)]
     assert seconds < 60
+
+
+async def test_row_c7_tasks_of_one_call_may_stand_in_any_order_and_come_all_or_none() -> None:
+    async with ProjectOrchestrator(executor(Model())) as site:
+        with pytest.raises(CyclicPlan, match="b -> c -> b"):
+            site.add(task("a"), task("b", "c"), task("c", "b"))
+        assert site.spec.tasks == ()
+        site.add(task("b", "a"), task("a"))
+        assert states(await site.run()) == {"a": "success", "b": "success"}

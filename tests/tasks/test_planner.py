@@ -94,6 +94,8 @@ WRONG = {
     "an unknown need": (answer(task(depends_on=["z"])), "'a' needs 'z', which is no task"),
     "a circle": (answer(task(depends_on=["b"]), task("b", depends_on=["a"])), "a -> b -> a"),
     "a need of itself": (answer(task(depends_on=["a"])), "a -> a"),
+    "a review by who does it": (answer(task(agent="editor", review="editor")), "'editor' cannot check its own work"),
+    "a review by who would do it": (answer(task(review="writer")), "'writer' cannot check its own work"),
     "a novel": (answer(task(description="x" * 4001)), "at most 4000 characters"),
 }
 

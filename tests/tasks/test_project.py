@@ -166,7 +166,46 @@ def test_a_default_review_is_not_given_to_the_reviewer_itself() -> None:
     assert defaults.fill(task("a", agent="boss")).review is None
     assert defaults.fill(task("a", agent=None)).review is None
     assert defaults.fill(task("a", review="other")).review == "other"
+    able = task("a", agent=None, capabilities=("any",))
+    assert [defaults.fill(able, doer).review for doer in (None, "boss", "other")] == [None, None, "boss"]
     assert defaults.bounds == Bounds(timeout_s=5)
+
+
+async def test_row_c7_a_default_review_checks_what_it_did_not_do_whoever_is_found_for_a_task(
+    engine: LocalEngine,
+) -> None:
+    model = Model()
+    able = {"agent": None, "capabilities": ("any",)}
+    spec = project(task("a", **able), task("b"), defaults=Defaults(review="boss"))
+    report = report_of(await ran(engine, spec, model, agent("boss"), agent("writer")))
+    assert {one.task: one.agent for one in report.results} == {"a": "boss", "b": "writer"}
+    assert model.begun.count("a") == 1
+    assert states(report) == {"a": "success", "b": "failed"}  # for the model knows nothing of reviews
+    assert report["b"].error is not None
+    assert "the verdict of 'boss' cannot be read" in report["b"].error.message
+
+
+async def test_row_c7_a_default_reviewer_who_cannot_review_is_refused_before_anything_runs(engine: LocalEngine) -> None:
+    spec = project(task("a", agent=None, capabilities=("any",)), defaults=Defaults(review="nobody"))
+    model = Model()
+    ended = await ran(engine, spec, model)
+    assert (ended.state, ended.value["type"], model.begun) == (RunState.FAILED, "UnknownName", [])
+
+
+async def test_case_20_tasks_that_fail_or_time_out_stop_no_other_and_each_has_one_result(engine: LocalEngine) -> None:
+    model = Model("late", failing=["bad"])
+    spec = project(task("good"), task("bad"), task("late", timeout_s=0.02), task("other"), task("after", "good"))
+    ended = await ran(engine, spec, model)
+    assert states(report_of(ended)) == {
+        "good": "success",
+        "bad": "failed",
+        "late": "failed",
+        "other": "success",
+        "after": "success",
+    }
+    ends = [entry.step for entry in await engine.events("r") if entry.state in ("succeeded", "failed")]
+    assert sorted(map(str, ends)) == ["after", "bad", "good", "late", "other"]
+    assert model.stopped == ["late"]
 
 
 async def test_the_bounds_of_a_project_hold_where_task_and_agent_say_nothing(engine: LocalEngine) -> None:

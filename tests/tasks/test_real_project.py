@@ -60,7 +60,7 @@ async def ended(journal: Path) -> set[str]:
         return {name for name, step in (await engine.status("killed")).steps.items() if step.state == "succeeded"}
 
 
-async def test_case_19_llama_cpp_does_a_project_of_twenty_tasks(tiny_llm: TinyLlm, tmp_path: Path) -> None:
+async def test_row_c7_llama_cpp_does_a_project_of_twenty_tasks(tiny_llm: TinyLlm, tmp_path: Path) -> None:
     agents = AgentRegistry(
         AgentConfig(
             name=name,

@@ -39,7 +39,7 @@ def test_row_c4_a_taken_name_is_refused_unless_it_is_to_be_replaced(agents: Agen
 
 @pytest.mark.parametrize("call", ["get", "enable", "disable", "unregister"])
 def test_row_c4_an_unknown_name_says_what_may_have_been_meant(agents: AgentRegistry, call: str) -> None:
-    with pytest.raises(UnknownName, match="no agent 'writr', did you mean 'writer'\\? known are writer, coder, shell"):
+    with pytest.raises(UnknownName, match="no agent 'writr': did you mean 'writer'\\?"):
         getattr(agents, call)("writr")
     with pytest.raises(UnknownName, match="no agent 'zzz': known are none"):
         getattr(AgentRegistry(), call)("zzz")
@@ -93,5 +93,5 @@ def test_row_c4_where_nobody_can_the_error_says_what_each_lacks(agents: AgentReg
     agents.disable("writer")
     with pytest.raises(AgentUnavailable, match="no agent that is enabled: 'writer' is disabled; 'coder' is"):
         agents.recommend()
-    with pytest.raises(AgentUnavailable, match="none is registered"):
+    with pytest.raises(AgentUnavailable, match="there is none: write one"):
         AgentRegistry().recommend(["code"])

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.errors import TaskFailed, UsageError
+from penstock.errors import TaskFailed, UnknownName, UsageError
 from penstock.messages import Usage
 from penstock.store.steps import Step
 from penstock.tasks.engines import RunState, RunStatus
@@ -76,7 +76,7 @@ def test_row_c7_a_report_has_every_task_in_the_order_of_the_graph_and_sums() -> 
     assert (report.started_at, report.completed_at, report.duration) == (START, START + timedelta(seconds=3), 3)
     assert report.critical == ("a", "b")
     assert report["c"].output == "c is done"
-    with pytest.raises(KeyError, match="x"):
+    with pytest.raises(UnknownName, match="no task 'x'"):
         report["x"]
 
 
@@ -86,6 +86,13 @@ def test_row_c7_a_report_says_why_a_task_is_blocked_and_what_a_failed_one_had_us
     error = report["b"].error
     assert error == Fault("BadAnswer", "the answer was cut", retryable=True)
     assert (report["b"].usage.total, report["b"].attempts) == (15, 1)
+
+
+def test_row_c7_the_critical_path_goes_through_the_longest_of_what_a_task_needs() -> None:
+    steps = {"a": succeeded("a", 0, 1), "b": succeeded("b", 1, 2), "c": succeeded("c", 1, 6), "d": succeeded("d", 6, 7)}
+    assert report_of(status(DIAMOND, RunState.SUCCEEDED, **steps)).critical == ("a", "c", "d")
+    slow = {**steps, "b": succeeded("b", 1, 9), "d": succeeded("d", 9, 10)}
+    assert report_of(status(DIAMOND, RunState.SUCCEEDED, **slow)).critical == ("a", "b", "d")
 
 
 def test_a_cost_that_is_not_known_is_not_nothing() -> None:

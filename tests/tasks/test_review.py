@@ -6,6 +6,7 @@ import json
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 
 from penstock.errors import RateLimited, TaskFailed
@@ -16,6 +17,7 @@ from penstock.messages import ChatRequest, text_of
 from penstock.run import execute
 from penstock.tasks.agents import AgentConfig
 from penstock.tasks.executor import TaskExecutor, TaskRequest
+from penstock.tasks.orchestrator import ProjectOrchestrator
 from penstock.tasks.registry import AgentRegistry
 from penstock.tasks.results import ExecutionResult, ExecutionStatus
 from penstock.tasks.task import AgentTask
@@ -198,3 +200,29 @@ async def test_row_c5_the_demo_llm_accepts_and_reviews() -> None:
     result = await reviewed(Demo(), Demo())
     assert (result.status, result.attempts, result.cost) == (ExecutionStatus.SUCCESS, 1, Decimal(0))
     assert "demo model" in result.output
+
+
+async def test_every_verdict_is_in_the_result() -> None:
+    result = await reviewed(ScriptedLlm("the sky", "the sea"), ScriptedLlm(UNMET, MET))
+    refused, accepted = result.reviews
+    assert (refused.reviewer, refused.round, refused.unmet) == ("critic", 1, ("It rhymes.: sea and sky do not",))
+    assert (accepted.round, accepted.unmet) == (2, ())
+    failed = await reviewed(ScriptedLlm("the sky"), ScriptedLlm(UNMET), rework=0)
+    assert [one.unmet for one in failed.reviews] == [refused.unmet]
+    assert msgspec.convert(msgspec.to_builtins(failed), ExecutionResult) == failed
+
+
+async def test_the_verdicts_of_a_hybrid_are_in_the_result() -> None:
+    one = executor(ScriptedLlm("the sky", "the sea"), ScriptedLlm(UNMET, MET))
+    one.agents.register(AgentConfig(name="both", mode="hybrid", strategy="review", agents=("poet", "critic")))
+    result = await one.execute(task(agent="both"))
+    assert [review.round for review in result.reviews] == [1, 2]
+
+
+async def test_a_report_shows_the_verdicts() -> None:
+    one = executor(ScriptedLlm("the sky", "the sea"), ScriptedLlm(UNMET, MET))
+    async with ProjectOrchestrator(one) as project:
+        project.add(task(agent="poet", review="critic"))
+        text = (await project.run()).markdown()
+    assert "- `poem`, round 1: critic does not accept it: It rhymes.: sea and sky do not\n" in text
+    assert "- `poem`, round 2: critic accepts it\n" in text

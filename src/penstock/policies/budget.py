@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from time import monotonic
 from types import TracebackType
@@ -155,15 +156,15 @@ class _Account:
 
 
 class _Counted:
-    """A call while it runs; leaving it gives its room back."""
+    """A call while it runs, which the calls inside of it find in `outer`; leaving it gives its room back."""
 
-    __slots__ = ("_account", "_hold")
+    __slots__ = ("_account", "_hold", "_outer", "_token")
 
-    def __init__(self, account: _Account, hold: _Hold) -> None:
-        self._account, self._hold = account, hold
+    def __init__(self, account: _Account, hold: _Hold, outer: ContextVar[_Hold | None]) -> None:
+        self._account, self._hold, self._outer = account, hold, outer
 
     def __enter__(self) -> None:
-        """Nothing to do: the call was let in."""
+        self._token = self._outer.set(self._hold)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -172,6 +173,8 @@ class _Counted:
         refused = isinstance(error, LimitReached) and not hold.told
         ended = hold.priced and not refused and (error is None or isinstance(error, Exception))
         self._account.leave(hold, ended=ended)
+        with suppress(ValueError):  # it ends in another context, where a hold that is not active means nothing
+            self._outer.reset(self._token)
 
 
 def budget(
@@ -208,8 +211,7 @@ def budget(
                 account.check()
                 return await executor(request, run)
             hold = await account.enter(None if estimate is None else estimate(request))
-            outer.set(hold)  # never reset: a hold that is not active any more means nothing
-            with _Counted(account, hold):
+            with _Counted(account, hold, outer):
                 return await executor(request, run.listening(hold.count))
 
         return call

@@ -12,10 +12,10 @@ from uuid import uuid4
 
 from msgspec.structs import replace
 
-from penstock.errors import PenstockError, UnknownName, UsageError
+from penstock.errors import PenstockError, StoreFailed, UsageError
 from penstock.store.commits import Commits
 from penstock.store.files import FOREIGN, Sync, opened
-from penstock.store.log import SCHEMA, Log, Row, decoded, encoded, entries, folded, listed, seen
+from penstock.store.log import SCHEMA, Log, Row, decoded, encoded, entries, folded, listed, seen, unknown
 from penstock.store.steps import ABSENT, TRANSITIONS, Change, Logged, Look, Note, RunRow, Step, Transitions
 
 Answer = TypeVar("Answer")
@@ -43,12 +43,13 @@ class Journal(Commits[Log]):
         await self.aclose()
 
     async def begin(
-        self, run: str, spec: Any, steps: Iterable[str], *, transitions: Transitions = TRANSITIONS
+        self, run: str, spec: Any, steps: Iterable[str], *, transitions: Transitions = TRANSITIONS, raw: bool = False
     ) -> dict[str, Step]:
         """Take a run, so that this journal may write it, and give its steps: those of a new one are all `pending`.
 
         Raises `Conflict` when the run has another spec (`idempotency_conflict`) or is held by a living owner
-        (`in_progress`, the text says its process id). One whose owner is gone is taken over, with the steps it had.
+        (`in_progress`, the text says its process id). One whose owner is gone is taken over, with the steps it had,
+        whose values are `msgspec.Raw` if they are wanted `raw`.
         """
         named = list(steps)
         if len(set(named)) < len(named):
@@ -57,7 +58,7 @@ class Journal(Commits[Log]):
         taken: list[Any] = []
 
         def take(log: Log) -> Any:
-            taken[:] = [log.begin(run, body, names, transitions)]
+            taken[:] = [log.begin(run, body, names, transitions, raw=raw)]
             return taken[0]
 
         try:
@@ -69,6 +70,13 @@ class Journal(Commits[Log]):
     async def release(self, run: str) -> None:
         """Give a run back, for others to begin."""
         await self._ask(lambda log: log.release(run), MUCH)
+
+    async def remove(self, run: str) -> None:
+        """Remove a run with its log, whose room in the file is used again.
+
+        Raises `UnknownName`, and `Conflict` (`in_progress`) for one that a living owner holds.
+        """
+        await self._ask(lambda log: log.remove(run), MUCH)
 
     def write(self, run: str, *changes: Change | Note, at_once: bool = False) -> asyncio.Future[int]:
         """Commit changes and notes together, or none of them; to be awaited: the offset of the last.
@@ -117,12 +125,18 @@ class Journal(Commits[Log]):
         look = await self._read(read)
         return replace(look, steps=_present(look.steps))
 
-    async def looks(self) -> list[Look]:
-        """All runs as they stand at this moment, the oldest first, without their steps."""
-        return await self._read(lambda db: seen(db, self._path))
+    async def looks(self, *, raw: bool = False) -> list[Look]:
+        """All runs as they stand at this moment, the oldest first, without their steps.
+
+        Their specs are `msgspec.Raw` if they are wanted `raw`, which is cheaper.
+        """
+        return await self._read(lambda db: seen(db, self._path, raw=raw))
 
     async def request(self, run: str, body: Any) -> int:
-        """Ask the process that holds a run for something (JSON): the number under which `answered` has the answer."""
+        """Ask the process that holds a run for something (JSON): the number under which `answered` has the answer.
+
+        Raises `UnknownName`.
+        """
         asked = encoded(body) or b"null"
         return int(await self._ask(lambda log: log.request(run, asked)))
 
@@ -177,7 +191,7 @@ class Journal(Commits[Log]):
     def _number(self, db: sqlite3.Connection, run: str) -> int:
         found = db.execute("SELECT id FROM runs WHERE name = ?", (run,)).fetchone()
         if found is None:
-            raise UnknownName(f"the journal {str(self._path)!r} has no run {run!r}: `runs` lists those it has")
+            raise unknown(self._path, run)
         return int(found[0])
 
 
@@ -193,6 +207,9 @@ def _copy(db: sqlite3.Connection, target: Path) -> None:
     try:
         with closing(sqlite3.connect(fresh)) as copied:
             db.backup(copied)
+            (found,) = copied.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise StoreFailed(f"the journal is damaged, and was not copied: {found}: restore it from a backup")
         fresh.rename(target)
     finally:
         fresh.unlink(missing_ok=True)

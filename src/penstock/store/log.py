@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.errors import Conflict, PenstockError, StoreFailed, UsageError
+from penstock.errors import Conflict, PenstockError, StoreFailed, UnknownName, UsageError
 from penstock.store.commits import Table
 from penstock.store.files import Owner, Schema, lives, process_of
 from penstock.store.steps import ABSENT, BEGUN, PENDING, RESUMED, ROLLED_BACK, Logged, Look, RunRow, Step, Transitions
@@ -35,6 +35,7 @@ SCHEMA = Schema(
 )
 INSERT = "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)"
 AT_ONCE = [INSERT + ", (?, ?, ?, ?, ?, ?)" * more for more in range(16)]  # one statement needs no BEGIN and COMMIT
+KNOWN = "SELECT id, spec, owner FROM runs LEFT JOIN claims ON claims.run = runs.id WHERE name = ?"
 RUNS = f"""
 SELECT name, spec, at,
     (SELECT log.id FROM log WHERE log.id < (runs.id + 1) * {SPAN} ORDER BY log.id DESC LIMIT 1) % {SPAN}
@@ -130,13 +131,13 @@ class Log(Table):
     def nothing(self) -> None:
         """Answer that the file is open."""
 
-    def begin(self, run: str, spec: bytes, steps: bytes, transitions: Transitions) -> dict[str, Step] | Conflict:
+    def begin(
+        self, run: str, spec: bytes, steps: bytes, transitions: Transitions, *, raw: bool = False
+    ) -> dict[str, Step] | Conflict:
         """Claim a run, which is made where it is not there, and give its steps; those to begin with come as JSON."""
         self._start()
         own = self._owner = self._owner or Owner(self._path)
-        found = self._db.execute(
-            "SELECT id, spec, owner FROM runs LEFT JOIN claims ON claims.run = runs.id WHERE name = ?", (run,)
-        ).fetchone()
+        found = self._db.execute(KNOWN, (run,)).fetchone()
         if found is None:
             number = self._db.execute("INSERT INTO runs VALUES (NULL, ?, ?, ?)", (run, spec, time())).lastrowid or 0
             known, offset = dict.fromkeys(decoded(steps), Step(PENDING)), 0
@@ -145,12 +146,9 @@ class Log(Table):
             if written != spec:
                 text = f"the run {run!r} was begun with another spec: begin this one under another name"
                 return Conflict(text, code="idempotency_conflict")
-            if run in self._held or (owner and owner != own.name and own.lives(owner)):
-                text = (
-                    f"the run {run!r} is held by the process {process_of(self._path, owner)}: wait for it, or stop it"
-                )
-                return Conflict(text, code="in_progress")
-            known, offset = folded(self._db, number), self._last(number)
+            if self._goes_on(run, owner):
+                return self._in_progress(run, owner)
+            known, offset = folded(self._db, number, raw=raw), self._last(number)
         self._db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (number, own.name))
         self._db.execute("DELETE FROM requests WHERE run = ?", (number,))
         self._held[run] = held = _Held(number, transitions, {step: at.state for step, at in known.items()}, offset)
@@ -164,6 +162,20 @@ class Log(Table):
         if (held := self._held.get(run)) and self._owner:
             self._db.execute("DELETE FROM claims WHERE run = ? AND owner = ?", (held.number, self._owner.name))
             del self._held[run]
+
+    def remove(self, run: str) -> Conflict | UnknownName | None:
+        """Delete a run that nobody holds, with its log."""
+        self._start()
+        found = self._db.execute(KNOWN, (run,)).fetchone()
+        if found is None:
+            return unknown(self._path, run)
+        number, _, owner = found
+        if self._goes_on(run, owner):
+            return self._in_progress(run, owner)
+        for statement in ("runs WHERE id", "claims WHERE run", "requests WHERE run"):
+            self._db.execute(f"DELETE FROM {statement} = ?", (number,))  # noqa: S608
+        self._db.execute("DELETE FROM log WHERE id >= ? AND id < ?", (number * SPAN, (number + 1) * SPAN))
+        return None
 
     def write(self, run: str, rows: list[Row]) -> int | PenstockError:
         """Note entries, and give the last offset."""
@@ -193,11 +205,11 @@ class Log(Table):
         self._note(held, [(None, None, ROLLED_BACK, encoded({"to": offset})), *rows])
         return back
 
-    def request(self, run: str, body: bytes) -> int:
+    def request(self, run: str, body: bytes) -> int | UnknownName:
         """Ask the owner of a run for something: the number of the request."""
         self._start()
-        asked = "INSERT INTO requests (run, body) SELECT id, ? FROM runs WHERE name = ?"
-        return self._db.execute(asked, (body, run)).lastrowid or 0
+        asked = self._db.execute("INSERT INTO requests (run, body) SELECT id, ? FROM runs WHERE name = ?", (body, run))
+        return (asked.lastrowid or 0) if asked.rowcount else unknown(self._path, run)
 
     def answered(self, number: int) -> tuple[bool, bytes | None]:
         """Whether a request is still there, and its answer, with which it is removed."""
@@ -219,9 +231,9 @@ class Log(Table):
         (version,) = self._db.execute("PRAGMA data_version").fetchone()
         if version == self._version:
             return []
-        self._version = version
         names = {held.number: run for run, held in self._held.items()}
         asked = self._db.execute("SELECT id, run, body FROM requests WHERE answer IS NULL ORDER BY id").fetchall()
+        self._version = version  # a read that failed is made again
         return [(number, names[run], body) for number, run, body in asked if run in names]
 
     def answer(self, number: int, answer: bytes) -> None:
@@ -240,19 +252,32 @@ class Log(Table):
         self._rows += ((key, at, *row) for key, row in enumerate(rows, first))
         held.offset += len(rows)
 
+    def _goes_on(self, run: str, owner: str | None) -> bool:
+        """Whether a run is held, here or by another owner that lives."""
+        mine = self._owner and self._owner.name
+        return run in self._held or bool(owner and owner != mine and lives(self._path, owner))
+
+    def _in_progress(self, run: str, owner: str) -> Conflict:
+        text = f"the run {run!r} is held by the process {process_of(self._path, owner)}: wait for it, or stop it"
+        return Conflict(text, code="in_progress")
+
     def _last(self, number: int) -> int:
         last = "SELECT id FROM log WHERE id < ? ORDER BY id DESC LIMIT 1"
         return int(self._db.execute(last, ((number + 1) * SPAN,)).fetchone()[0]) % SPAN
 
 
-def folded(db: sqlite3.Connection, number: int, upto: int = SPAN - 1) -> dict[str, Step]:
-    """How the steps of a run stand at an offset, in the order in which they were named; those `absent` by then too."""
+def folded(db: sqlite3.Connection, number: int, upto: int = SPAN - 1, *, raw: bool = False) -> dict[str, Step]:
+    """How the steps of a run stand at an offset, in the order in which they were named; those `absent` by then too.
+
+    Their values are not decoded if they are wanted `raw`.
+    """
+    opened: Callable[[bytes | None], Any] = _raw if raw else decoded
     first = number * SPAN
     (begun,) = db.execute("SELECT value FROM log WHERE id = ?", (first + 1,)).fetchone()
     steps = dict.fromkeys(decoded(begun), Step(PENDING))
     changes = "SELECT step, state, value FROM log WHERE id > ? AND id <= ? AND state IS NOT NULL ORDER BY id"
     last = {row[0]: row for row in db.execute(changes, (first, first + upto))}
-    steps.update((step, Step(state, decoded(value))) for step, state, value in last.values())
+    steps.update((step, Step(state, opened(value))) for step, state, value in last.values())
     return steps
 
 
@@ -263,9 +288,10 @@ def entries(db: sqlite3.Connection, number: int, after: int, limit: int) -> list
     return [Logged(key % SPAN, at, step, state, kind, decoded(value)) for key, at, step, state, kind, value in rows]
 
 
-def listed(db: sqlite3.Connection, run: str | None = None) -> list[RunRow]:
-    """All runs, the oldest first, or the one of a name."""
-    return [RunRow(name, decoded(spec), at, offset) for name, spec, at, offset in db.execute(RUNS, (run,))]
+def listed(db: sqlite3.Connection, run: str | None = None, *, raw: bool = False) -> list[RunRow]:
+    """All runs, the oldest first, or the one of a name; their specs not decoded if they are wanted `raw`."""
+    opened: Callable[[bytes | None], Any] = _raw if raw else decoded
+    return [RunRow(name, opened(spec), at, offset) for name, spec, at, offset in db.execute(RUNS, (run,))]
 
 
 def notes(db: sqlite3.Connection, number: int) -> list[Logged]:
@@ -277,7 +303,9 @@ def notes(db: sqlite3.Connection, number: int) -> list[Logged]:
     return [Logged(key % SPAN, at, step, state, kind, decoded(value)) for key, at, step, state, kind, value in rows]
 
 
-def seen(db: sqlite3.Connection, path: Path, run: str | None = None, *, steps: bool = False) -> list[Look]:
+def seen(
+    db: sqlite3.Connection, path: Path, run: str | None = None, *, steps: bool = False, raw: bool = False
+) -> list[Look]:
     """All runs, the oldest first, or the one of a name; `steps` costs a look at the whole log."""
     where, names = ("", ()) if run is None else (" WHERE name = ?", (run,))
     found = db.execute(f"SELECT id, owner FROM runs LEFT JOIN claims ON run = id{where} ORDER BY id", names)  # noqa: S608
@@ -291,7 +319,7 @@ def seen(db: sqlite3.Connection, path: Path, run: str | None = None, *, steps: b
             steps=folded(db, number) if steps else {},
             process=process_of(path, owner) if owner and lives(path, owner) else None,
         )
-        for (number, owner), row in zip(found.fetchall(), listed(db, run), strict=True)
+        for (number, owner), row in zip(found.fetchall(), listed(db, run, raw=raw), strict=True)
     ]
 
 
@@ -313,6 +341,15 @@ def decoded(text: bytes | None) -> Any:
         return None if text is None else msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise StoreFailed(f"a journal holds {text!r:.80}, which is no JSON: restore it from a backup") from error
+
+
+def unknown(path: Path, run: str) -> UnknownName:
+    """What is raised for a run that is not there."""
+    return UnknownName(f"the journal {str(path)!r} has no run {run!r}: `runs` lists those it has")
+
+
+def _raw(text: bytes | None) -> msgspec.Raw | None:
+    return None if text is None else msgspec.Raw(text)
 
 
 def _not_held(run: str) -> UsageError:

@@ -12,7 +12,7 @@ from penstock.tasks.bounds import Bounds, Name
 
 Mode = Literal["api", "interactive", "cli", "hybrid"]
 _ONLY: Mapping[str, tuple[str, ...]] = {
-    "api": ("provider", "model", "instructions", "api_key", "base_url", "temperature", "max_tokens", "params"),
+    "api": ("provider", "model", "instructions", "api_key", "base_url", "temperature", "max_tokens", "params", "batch"),
     "cli": ("command", "env", "cwd", "max_output_kb"),
     "hybrid": ("strategy", "agents", "rounds"),
     "interactive": (),
@@ -24,7 +24,8 @@ class AgentConfig(Bounds):
 
     `api`: a model is asked. `provider` is a service or an `AgentType` and `model` one of its models; without a
     provider, `model` is a model that the configuration names. `instructions` are its system message. `api_key`,
-    `base_url` and `params` (fields of the request that only this service knows) are as for a configured model.
+    `base_url` and `params` (fields of the request that only this service knows) are as for a configured model. At most
+    `batch` of its tasks that are ready together are asked in one call, where what runs them can share calls.
 
     `interactive`: a person is told what to do, and asked for the result.
 
@@ -37,7 +38,7 @@ class AgentConfig(Bounds):
 
     `effects` says that a task changes something outside, so that one that was interrupted is not simply done again:
     unless it is written, true of `cli` and `interactive` agents, and of a hybrid where it is true of one of its own.
-    `concurrent` limits how many tasks it does at once.
+    `concurrent` limits how many tasks it works on at once: its own, those it reviews, and those of hybrids it is in.
     """
 
     name: Name
@@ -55,6 +56,7 @@ class AgentConfig(Bounds):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     params: dict[str, Any] = Field(default_factory=dict)
+    batch: Annotated[int, Field(ge=2, le=100)] | None = None
     command: tuple[str, ...] = ()
     env: tuple[Name, ...] = ()
     cwd: str | None = None
@@ -75,6 +77,6 @@ class AgentConfig(Bounds):
             raise ValueError("write command, a list such as [python, agent.py]")
         if self.mode == "hybrid" and len(self.agents) < 2:
             raise ValueError("write agents, a list of at least two")
-        if self.mode == "hybrid" and self.strategy == "review" and len(self.agents) != 2:
-            raise ValueError("for review write two agents: the one who does it, and the one who checks it")
+        if self.mode == "hybrid" and self.strategy == "review" and not len(self.agents) == len({*self.agents}) == 2:
+            raise ValueError("for review write two agents: the one who does it, and another who checks it")
         return self

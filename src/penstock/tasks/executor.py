@@ -13,22 +13,24 @@ It is an executor from `TaskRequest` to `ExecutionResult`, so it goes into any p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec.structs import replace
 
-from penstock.errors import AgentUnavailable, TaskFailed, UsageError
+from penstock.errors import TaskFailed, UsageError
 from penstock.policies import Policy, wrap
-from penstock.run import Run, execute
+from penstock.run import Executor, Run, execute
 from penstock.tasks.agents import AgentConfig
 from penstock.tasks.bounds import Bounds
+from penstock.tasks.check import staff_of, with_members
 from penstock.tasks.modes import Answer, Work
-from penstock.tasks.modes.api import Chat, Llms, llm_of
-from penstock.tasks.places import Places
-from penstock.tasks.registry import AgentRegistry, lacks, provider_of
-from penstock.tasks.results import ExecutionResult
+from penstock.tasks.modes.api import Asking, Chat, Llms, api, llm_of
+from penstock.tasks.registry import AgentRegistry, provider_of
+from penstock.tasks.results import ExecutionResult, Review
+from penstock.tasks.slots import Slots, Turns
 from penstock.tasks.tally import Tally
 from penstock.tasks.task import AgentTask
 from penstock.tasks.team import Team
@@ -40,23 +42,39 @@ EFFECTS = {"api": False, "interactive": True, "cli": True}
 """Whether agents of a mode change something outside, where they do not say it; a hybrid does what its agents do."""
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
 class TaskRequest(msgspec.Struct, frozen=True):
     """A task to be done, by an agent or its name where one is given, with the outputs of the tasks it depends on.
 
-    `bounds` hold where neither the task nor its agent says anything.
+    `bounds` hold where neither the task nor its agent says anything. `slots` are those of a project, which its agents
+    take beside their own.
     """
 
     task: AgentTask
     agent: AgentConfig | str | None = None
     results: Mapping[str, Any] = {}
     bounds: Bounds = Bounds()
+    slots: Slots | None = None
+
+
+class _Taken(TaskRequest, frozen=True):
+    """A request that was taken: `begun` is called when the first agent has its turn, `judged` of each review."""
+
+    begun: Callable[[], None] = _nothing
+    judged: Callable[[Review], None] = _nothing
 
 
 class TaskExecutor:
     """Does tasks with the agents of a registry; `llms` makes the LLM of an agent, `ask` puts a question to a person.
 
+    `asking(agent, llm)` is how an LLM is asked, by default once for each task.
+
     Called as an executor it raises what stopped the task: a `TaskFailed`, whose details are the result as JSON, or an
-    `LlmError`, `LimitReached` (the budget), `UnknownName`, `AgentUnavailable`. Its `policies` stand around each task.
+    `LlmError`, `LimitReached` (the budget), `UnknownName`, `AgentUnavailable`. Its `policies` stand around each task,
+    and around its wait for an agent that is busy.
     """
 
     def __init__(
@@ -65,12 +83,13 @@ class TaskExecutor:
         *,
         llms: Llms | None = None,
         ask: Ask | None = None,
+        asking: Asking = api,
         policies: Iterable[Policy] = (),
     ) -> None:
         self.agents = agents
-        self._make, self._ask = llms or llm_of, ask
-        self._made: dict[str, tuple[AgentConfig, Chat]] = {}
-        self._places = Places()
+        self._make, self._asking, self._ask = llms or llm_of, asking, ask
+        self._made: dict[str, tuple[AgentConfig, Chat, Executor[Work, Answer]]] = {}
+        self._slots = Slots()
         self._wrapped = wrap(self._bounded, policies)
 
     async def __call__(self, request: TaskRequest, run: Run, /) -> ExecutionResult:
@@ -96,26 +115,22 @@ class TaskExecutor:
     ) -> ExecutionResult:
         """How a task ended: whatever stopped it is the result's `error`. Without a run it is one of its own."""
         request = TaskRequest(task, agent, results or {}, bounds or Bounds())
-        return await (execute(self._result, request) if run is None else self._result(request, run))
+        return await (execute(self.result, request) if run is None else self.result(request, run))
 
     def agent_for(self, task: AgentTask, agent: AgentConfig | str | None = None) -> AgentConfig:
         """Who does a task: the agent that is given, else the task's own, else the first that has its capabilities.
 
         Whatever can be known to be wrong is raised here, before anything runs: `UnknownName` for an agent or a provider
         that is not there, `AgentUnavailable` for one that is disabled or lacks a capability, `UsageError` for agents
-        that consist of each other, `MissingExtra`. The task's reviewer is checked as well.
+        that consist of each other or a task that its own agent is to review, `MissingExtra`. The task's reviewer is
+        checked as well.
         """
-        chosen = agent or task.agent
-        if chosen is None:
-            chosen = self.agents.recommend(task.capabilities)
-        elif isinstance(chosen, str):
-            chosen = self.agents.get(chosen)
-        if missing := lacks(chosen, task.capabilities):
-            what = ", ".join(map(repr, missing))
-            raise AgentUnavailable(f"the agent {chosen.name!r} lacks {what}, which the task {task.id!r} asks for")
-        for one in (chosen, *(self.agents.get(name) for name in (task.review,) if name)):
-            for member in self._with_members(one):
-                self._check(member)
+        chosen, everyone = staff_of(self.agents, task, agent)
+        for member in everyone:
+            if member.mode == "api":
+                self._llm(member)
+        if task.review == chosen.name:
+            raise UsageError(f"{chosen.name!r} cannot review its own work on the task {task.id!r}: name another agent")
         return chosen
 
     def effects(self, agent: AgentConfig) -> bool:
@@ -124,7 +139,7 @@ class TaskExecutor:
             return agent.effects
         if agent.mode != "hybrid":
             return EFFECTS[agent.mode]
-        _, *members = self._with_members(agent)
+        _, *members = with_members(self.agents, agent)
         return any(self.effects(member) for member in members)
 
     def provider(self, agent: AgentConfig) -> str:
@@ -133,18 +148,20 @@ class TaskExecutor:
             return ""
         return provider_of(agent.provider) if agent.provider else str(getattr(self._llm(agent), "provider", ""))
 
-    async def _result(self, request: TaskRequest, run: Run, /) -> ExecutionResult:
+    async def result(self, request: TaskRequest, run: Run, /) -> ExecutionResult:
+        """How a task ended: as `execute`, from a request."""
         result, _ = await self._ended(request, run)
         return result
 
     async def _ended(self, request: TaskRequest, run: Run) -> tuple[ExecutionResult, Exception | None]:
         """The result of a task, and the error it failed with."""
-        tally = Tally(request.task.id, self.agents)
+        tally = Tally(request.task.id, self.agents, lambda: [llm for _, llm, _ in self._made.values()])
         try:
             tally.agent = agent = self.agent_for(request.task, request.agent)
-            async with self._places.of(agent):
-                tally.begin()
-                answer = await self._wrapped(replace(request, agent=agent), run.listening(tally.note))
+            tally.begin()
+            begun = _once(tally.begin)
+            taken = _Taken(request.task, agent, request.results, request.bounds, request.slots, begun, tally.judge)
+            answer = await self._wrapped(taken, run.listening(tally.note))
         except Exception as error:  # a task's failure is a value: it is stored, and others go on
             return tally.failed(error), error
         return tally.succeeded(answer), None
@@ -152,27 +169,34 @@ class TaskExecutor:
     async def _bounded(self, request: TaskRequest, run: Run, /) -> Answer:
         task, agent = request.task, self.agent_for(request.task, request.agent)
         bounds = task.over(agent).over(request.bounds)
-        team = Team(self.agents, bounds, f"the task {task.id!r}", llm=self._llm, ask=self._ask, places=self._places)
-        return await team(Work(task, agent, request.results), run)
+        taken = request if isinstance(request, _Taken) else _Taken(task)
+        turns = Turns(partial(self._slots_of, request.slots), begun=taken.begun)
+        team = Team(self.agents, bounds, f"the task {task.id!r}", api=self._api, ask=self._ask, turns=turns)
+        work = Work(task, agent, request.results, judged=taken.judged, timeout_s=bounds.timeout_s)
+        return await team(work, run)
 
-    def _with_members(self, agent: AgentConfig, path: tuple[str, ...] = ()) -> Iterator[AgentConfig]:
-        """An agent and all that it consists of; raises `UsageError` where it is a part of itself."""
-        path = (*path, agent.name)
-        if agent.name in path[:-1]:
-            raise UsageError(f"the agents {' > '.join(path)} consist of each other: take one of them out")
-        yield agent
-        for name in agent.agents:
-            yield from self._with_members(self.agents.get(name), path)
-
-    def _check(self, agent: AgentConfig) -> None:
-        if not agent.enabled:
-            raise AgentUnavailable(f"the agent {agent.name!r} is disabled: enable it, or choose another one")
-        if agent.mode == "api":
-            self._llm(agent)
+    def _slots_of(self, project: Slots | None, agent: AgentConfig) -> list[asyncio.Semaphore]:
+        """What an agent takes for a call: the slots of its project first, as others use its own, too."""
+        return [*(project.of(agent, self.provider) if project else ()), *self._slots.of(agent, self.provider)]
 
     def _llm(self, agent: AgentConfig) -> Chat:
-        """The LLM of an agent, made once, and again when the agent was changed."""
+        """The LLM of an agent."""
+        return self._known(agent)[1]
+
+    def _api(self, agent: AgentConfig) -> Executor[Work, Answer]:
+        """How an agent's LLM is asked."""
+        return self._known(agent)[2]
+
+    def _known(self, agent: AgentConfig) -> tuple[AgentConfig, Chat, Executor[Work, Answer]]:
+        """An agent with its LLM, made once, and again when the agent was changed."""
         made = self._made.get(agent.name)
         if made is None or made[0] != agent:
-            made = self._made[agent.name] = agent, self._make(agent)
-        return made[1]
+            llm = self._make(agent)
+            made = self._made[agent.name] = agent, llm, self._asking(agent, llm)
+        return made
+
+
+def _once(call: Callable[[], None]) -> Callable[[], None]:
+    """A function that does its work the first time only."""
+    left = [call]
+    return lambda: left.pop()() if left else None

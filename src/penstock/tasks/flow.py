@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
-from weakref import WeakKeyDictionary, proxy
+from weakref import proxy
 
 import msgspec
 from pydantic_core import PydanticSerializationError
 
-from penstock.errors import LimitReached, TaskFailed, UnknownName, UsageError
-from penstock.events import Used
+from penstock.errors import LimitReached, PenstockError, TaskFailed, UnknownName, UsageError
 from penstock.policies import Policy
 from penstock.policies.budget import budget
 from penstock.run import Executor, Run
 from penstock.store.steps import CANCELLED, FAILED, PENDING, RUNNING, SUCCEEDED, UNKNOWN, Step
 from penstock.tasks.bounds import Bounds, Budget
+from penstock.tasks.check import limit_problems
 from penstock.tasks.engines import Call, Engine, Flow, Json, RunStatus
 from penstock.tasks.executor import TaskExecutor, TaskRequest
 from penstock.tasks.project import Defaults, ProjectLimits, ProjectSpec
+from penstock.tasks.registry import provider_of
 from penstock.tasks.report import project_of, result_of, spent, why
 from penstock.tasks.results import ExecutionResult, ExecutionStatus
+from penstock.tasks.slots import Slots
 from penstock.tasks.task import AgentTask
 
 PROJECT: Final = "project"
@@ -35,19 +37,25 @@ _BEGUN: Final = frozenset({RUNNING, SUCCEEDED, FAILED, CANCELLED, UNKNOWN})
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How a task is spawned as a step: what its function is given, and what the engine must know."""
+    """How a task is spawned as a step: who does and who reviews it, and what the engine must know."""
 
-    payload: Json
+    agent: str | None = None
+    review: str | None = None
     effects: bool = True
     keys: Sequence[str] = ()
     priority: float = 0
 
-    def spawn(self, flow: Flow, task: AgentTask) -> None:
-        """Spawn it."""
+    def spawn(self, flow: Flow, task: AgentTask, bounds: Json) -> None:
+        """Spawn it; `bounds` are those of its project."""
+        said = task.model_dump(mode="json", exclude_defaults=True)
         flow.spawn(
             task.id,
             TASK,
-            self.payload,
+            {
+                "task": said if self.review is None else {**said, "review": self.review},
+                "bounds": bounds,
+                **({} if self.agent is None else {"agent": self.agent}),
+            },
             after=task.depends_on,
             effects=self.effects,
             keys=self.keys,
@@ -62,8 +70,9 @@ class Projects:
         self.executor = executor
         self._engine: Engine = proxy(engine)  # which holds this: neither must keep the other alive
         self._budgeted: dict[str, Executor[TaskRequest, ExecutionResult]] = {}
+        self._slots: dict[str, Slots] = {}
 
-    async def task(self, call: Call, run: Run, /) -> Json:
+    async def __call__(self, call: Call, run: Run, /) -> Json:
         """Do the task of a step; its fault holds the whole result."""
         payload = call.payload
         request = TaskRequest(
@@ -71,8 +80,9 @@ class Projects:
             payload.get("agent"),
             {name: value["output"] for name, value in call.results.items()},
             Bounds.model_validate(payload.get("bounds", {})),
+            self._slots.get(call.run),
         )
-        result = await self._budgeted.get(call.run, self._execute)(request, run)
+        result = await self._budgeted.get(call.run, self.executor.result)(request, run)
         if not result.ok:
             raise result.failure()
         return msgspec.to_builtins(result)
@@ -97,10 +107,10 @@ class Projects:
 
     def spawn(self, flow: Flow, tasks: Iterable[AgentTask], defaults: Defaults) -> None:
         """Spawn tasks, each after those it needs, once all of them are known to be sound; raises what `order` does."""
-        steps = flow.steps
-        orders = [(task, self.order(task, defaults, steps.get(task.id, PENDING_STEP))) for task in tasks]
+        orders = [(task, self.order(task, defaults, flow.step_of(task.id) or PENDING_STEP)) for task in tasks]
+        bounds = json_of(defaults)
         for task, order in orders:
-            order.spawn(flow, task)
+            order.spawn(flow, task, bounds)
 
     def order(
         self, task: AgentTask, defaults: Defaults, step: Step = PENDING_STEP, *, agent: str | None = None
@@ -110,51 +120,64 @@ class Projects:
         One that has ended, as its step says, may name an agent that is gone. Raises `UsageError` for inputs that are
         no JSON.
         """
-        filled = defaults.fill(task)
         try:
-            said = filled.model_dump(mode="json", exclude_defaults=True)
+            task.model_dump(mode="json", include={"inputs"})
         except PydanticSerializationError as error:
             raise UsageError(f"the inputs of task {task.id!r} are no JSON: {error}") from None
-        payload = {"task": said, "bounds": defaults.bounds.model_dump(mode="json", exclude_defaults=True)}
+        filled = defaults.fill(task, agent)
         try:
             chosen = self.executor.agent_for(filled, agent)
+            if filled.review is None and defaults.review is not None:  # now that it is known who does it
+                filled = defaults.fill(task, chosen.name)
+                self.executor.agent_for(filled, chosen)
             provider = self.executor.provider(chosen)
             effects = self.executor.effects(chosen)
         except UsageError:
             if step.state in (PENDING, RUNNING):
                 raise
-            return Order(payload, priority=task.priority)
-        keys = (f"agent:{chosen.name}", *([f"provider:{provider}"] if provider else []))
-        return Order({**payload, "agent": chosen.name}, effects, keys, task.priority)
+            return Order(filled.agent, filled.review, priority=task.priority)
+        return Order(chosen.name, filled.review, effects, _keys(chosen.name, provider), task.priority)
 
     async def begin(self, run: str, name: str, most: Budget | None) -> None:
         """Hold a budget over the tasks of a run that follow, less what its log says is spent."""
         if most is None:
             return
         tokens, usd = await self._spent(run)
-        work = self._execute
+        work: Executor[TaskRequest, ExecutionResult] = self.executor.result
         if most.tokens is not None:
             work = _purse(most.tokens, tokens, f"tokens of project {name!r}")(work)
         if most.usd is not None:
-            work = _purse(most.usd, usd, f"USD of project {name!r}", cost=_price)(work)
+            from penstock.llms.prices import cost_of
+
+            work = _purse(most.usd, usd, f"USD of project {name!r}", cost=cost_of)(work)
         self._budgeted[run] = work
 
     def limit(self, flow: Flow, limits: ProjectLimits) -> None:
-        """Set the limits of a flow whose first step is to come: an agent's own, or that of the project, if lower."""
+        """Set the limits of a flow whose first step is to come: an agent's own, or that of the project, if lower.
+
+        With these keys a task waits in the engine, as one that has not begun. Those who review tasks or are parts of
+        hybrids have none: they wait for the slots of the run. Raises `UnknownName` where a limit is nobody's.
+        """
+        if not flow.steps:  # what goes on may name an agent that is gone by now
+            for _, error in limit_problems(limits, self.executor.agents, self._providers()):
+                raise error
+        self._slots[flow.run] = Slots(limits)
         each = {f"agent:{agent.name}": agent.concurrent for agent in self.executor.agents.list() if agent.concurrent}
         for agent, most in limits.agents.items():
             each[f"agent:{agent}"] = min(most, each.get(f"agent:{agent}", most))
-        each |= {f"provider:{provider}": most for provider, most in limits.providers.items()}
+        each |= {f"provider:{provider_of(provider)}": most for provider, most in limits.providers.items()}
         flow.limit(limits.concurrent, each)
 
-    def end(self, run: str) -> None:
-        """Forget the budget of a run that does not go on."""
-        self._budgeted.pop(run, None)
+    def _providers(self) -> Iterator[str]:
+        """The providers of the agents there are, as far as they are known."""
+        for agent in self.executor.agents:
+            with suppress(PenstockError):
+                yield self.executor.provider(agent)
 
-    async def _execute(self, request: TaskRequest, run: Run, /) -> ExecutionResult:
-        return await self.executor.execute(
-            request.task, request.agent, results=request.results, bounds=request.bounds, run=run
-        )
+    def end(self, run: str) -> None:
+        """Forget the budget and the slots of a run that does not go on."""
+        self._budgeted.pop(run, None)
+        self._slots.pop(run, None)
 
     async def _spent(self, run: str) -> tuple[int, Decimal | None]:
         """What the log of a run says was used, tokens and USD; also by what was retried or rolled back since."""
@@ -174,22 +197,29 @@ class Projects:
         return usage.total, cost
 
 
-_registered: WeakKeyDictionary[Engine, Projects] = WeakKeyDictionary()
-
-
 def register_projects(engine: Engine, executor: TaskExecutor) -> Projects:
     """Let an engine run projects: the flow "project", whose payload is a `ProjectSpec` as JSON.
 
     Its tasks are given to the agents of the executor. Raises `UsageError` where the engine has another executor.
     """
-    known = _registered.get(engine)
-    if known is not None and known.executor is not executor:
-        raise UsageError("this engine runs projects with another TaskExecutor: give that one, or another engine")
-    if known is None:
-        known = _registered[engine] = Projects(engine, executor)
-        engine.register(TASK, known.task)
+    known = engine.function(TASK)
+    if not isinstance(known, Projects):
+        known = Projects(engine, executor)
+        engine.register(TASK, known)
         engine.register_flow(PROJECT, known.flow)
+    elif known.executor is not executor:
+        raise UsageError("this engine runs projects with another TaskExecutor: give that one, or another engine")
     return known
+
+
+@lru_cache(maxsize=1024)  # which many tasks share
+def _keys(agent: str, provider: str) -> tuple[str, ...]:
+    return (f"agent:{agent}", f"provider:{provider}") if provider else (f"agent:{agent}",)
+
+
+def json_of(defaults: Defaults) -> Json:
+    """The bounds that hold for all tasks of a project, as JSON."""
+    return defaults.bounds.model_dump(mode="json", exclude_defaults=True)
 
 
 def goes_on(spec: ProjectSpec, last: RunStatus) -> bool:
@@ -219,7 +249,10 @@ def failure(name: str, results: Iterable[ExecutionResult]) -> TaskFailed:
         "blocked": len(bad) - len(first),
     }
     return TaskFailed(
-        f"not every task of project {name!r} succeeded: {'; '.join(shown)}{behind}", code=code, details=details
+        f"not every task of project {name!r} succeeded: {'; '.join(shown)}{behind}",
+        code=code,
+        details=details,
+        retryable=any(result.error is not None and result.error.retryable for result in first),
     )
 
 
@@ -229,10 +262,6 @@ _CODES: Final[Mapping[ExecutionStatus, str]] = {
     ExecutionStatus.UNKNOWN: "outcome_unknown",
     ExecutionStatus.CANCELLED: "cancelled",
 }
-
-
-def _price(used: Used) -> Decimal | None:
-    return used.cost
 
 
 def _purse(amount: Any, gone: Any, name: str, **options: Any) -> Policy:

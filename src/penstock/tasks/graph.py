@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from penstock.errors import CyclicPlan, UnknownName, UsageError
 
@@ -78,7 +79,22 @@ class Draft:
         """
         if task in self._needs:
             raise UsageError(f"there is a task {task!r} already: choose another name")
-        needs = needs_of(task, dependencies, self._needs)
+        self._enter(task, needs_of(task, dependencies, self._needs))
+
+    def add_all(self, added: Sequence[tuple[str, Iterable[str]]]) -> None:
+        """Add tasks that may need each other, in any order, or none of them; raises what `add` raises."""
+        tasks: dict[str, Iterable[str]] = {}
+        for task, needs in added:
+            if task in self._needs or task in tasks:
+                raise UsageError(f"there is a task {task!r} already: choose another name")
+            tasks[task] = needs
+        known = {*self._needs, *tasks} if len(tasks) > 1 else self._needs
+        needed = {task: needs_of(task, needs, known) for task, needs in tasks.items()}
+        order = graph_of({task: [need for need in needs if need in tasks] for task, needs in needed.items()}).order
+        for task in order:
+            self._enter(task, needed[task])
+
+    def _enter(self, task: str, needs: tuple[str, ...]) -> None:
         self._needs[task], self._dependants[task] = needs, {}
         for need in needs:
             self._dependants[need][task] = None
@@ -144,8 +160,22 @@ def _circle(needed: Mapping[str, Sequence[str]], waits: Mapping[str, int]) -> li
 
 
 def _cyclic(circle: Sequence[str]) -> CyclicPlan:
-    path = _some([*circle, circle[0]], " -> ")
-    return CyclicPlan(f"tasks need each other in a circle: {path} (each needs the next); take one need out")
+    shown = path_of(circle)
+    return CyclicPlan(
+        f"tasks need each other in a circle: {shown} (each needs the next); take one need out", path=circle
+    )
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """What to write in place of a name that is not known."""
+    names = sorted(known)
+    found = get_close_matches(name, names, 1, 0.6)
+    return f"did you mean {found[0]!r}?" if found else f"known are {_some(map(repr, names), ', ') or 'none'}"
+
+
+def path_of(circle: Sequence[str]) -> str:
+    """A circle in words, its first name at the end again."""
+    return _some([*circle, circle[0]], " -> ")
 
 
 def _some(names: Iterable[str], separator: str) -> str:

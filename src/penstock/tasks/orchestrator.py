@@ -13,7 +13,7 @@ from penstock.run import Run
 from penstock.store.steps import BLOCKED, CANCELLED, FAILED, PENDING, RUNNING, SUCCEEDED, UNKNOWN, Step
 from penstock.tasks.engines import Engine, Flow, RunState, RunStatus
 from penstock.tasks.executor import TaskExecutor
-from penstock.tasks.flow import PENDING_STEP, PROJECT, failure, goes_on, register_projects
+from penstock.tasks.flow import PENDING_STEP, PROJECT, failure, goes_on, json_of, register_projects
 from penstock.tasks.graph import Draft
 from penstock.tasks.project import Defaults, ProjectLimits, ProjectSpec
 from penstock.tasks.report import STATUS, Report, project_of, report_on, result_of
@@ -56,6 +56,7 @@ class ProjectOrchestrator:
         self._turn = asyncio.Lock()
         self._last: RunStatus | None = None
         self._spawned: set[str] = set()
+        self._unended: list[str] = []
         self._calls = 0
         self._paused = False
 
@@ -75,12 +76,14 @@ class ProjectOrchestrator:
     async def __call__(self, spec: ProjectSpec | None, run: Run, /) -> Report:
         """Run this project, or another one on the same engine, and tell on the run what happens.
 
-        Raises `TaskFailed`, which names them, where not every task succeeded.
+        A task that failed in an earlier call is tried again, so that a retry policy has its effect; one that was
+        cancelled, or whose outcome is unknown, is not. Raises `TaskFailed`, which names them, where not every task
+        succeeded.
         """
         if spec is not None:
             async with self._other(spec) as other:
                 return await other(None, run)
-        report = await self._run(run)
+        report = await self._run(run, again=True)
         if not report.ok:
             raise failure(self.name, report.results)
         return report
@@ -92,15 +95,15 @@ class ProjectOrchestrator:
         return ProjectSpec(name=self.name, defaults=self.defaults, limits=self.limits, tasks=tasks)
 
     def add(self, *tasks: AgentTask) -> None:
-        """Add tasks, each after those it needs.
+        """Add tasks, all of them or none; those of one call may stand in any order. Tasks before them come first.
 
         Raises `UsageError` for a name that is taken, `UnknownName` for a need, an agent or a provider that is not
         there, `AgentUnavailable`, `CyclicPlan`.
         """
         for task in tasks:
             self._projects.order(task, self.defaults)
-            self._draft.add(task.id, task.depends_on)
-            self._tasks[task.id] = task
+        self._draft.add_all([(task.id, task.depends_on) for task in tasks])
+        self._tasks |= {task.id: task for task in tasks}
 
     def get(self, task_id: str) -> AgentTask:
         """A task as it was added; raises `UnknownName`."""
@@ -146,10 +149,10 @@ class ProjectOrchestrator:
         """
         task = self.get(task_id)
         async with self._going() as flow:
-            self._startable(task, flow.steps)
+            self._startable(task)
             order = self._projects.order(task, self.defaults, agent=agent)
             self._spawn(flow, self._below(task))
-            order.spawn(flow, task)
+            order.spawn(flow, task, json_of(self.defaults))
             self._spawned.add(task_id)
             try:
                 step = (await flow.wait(task_id))[task_id]
@@ -180,7 +183,7 @@ class ProjectOrchestrator:
 
     async def cancel(self, task_id: str | None = None, *, reason: str = "cancelled") -> bool:
         """Cancel a task that runs or waits in `run`, or all of them; whether there was anything to cancel."""
-        if task_id is not None and not self._busy(self.get(task_id).id, self._steps):
+        if task_id is not None and not self._busy(self.get(task_id).id):
             return False
         if self._flow is None and self._last is None:
             return False
@@ -195,7 +198,7 @@ class ProjectOrchestrator:
         They run again at once while `run` goes on, else with the next call of it, or of `execute_task`. Raises
         `UnknownName`, and `UsageError` for a task that succeeded, did not end, or is blocked by another one.
         """
-        step = self._steps.get(self.get(task_id).id, PENDING_STEP)
+        step = self._step(self.get(task_id).id)
         if step.state not in (FAILED, CANCELLED, UNKNOWN):
             raise UsageError(f"task {task_id!r} is {_words(step)}: only one that failed or was cancelled is retried")
         if not self._calls:  # so that what is changed before it runs again counts
@@ -219,8 +222,17 @@ class ProjectOrchestrator:
             return self._flow.steps
         return self._last.steps if self._last is not None else {}
 
-    async def _run(self, within: Run | None) -> Report:
+    def _step(self, task_id: str) -> Step:
+        """How one task stands."""
+        if self._flow is not None:
+            return self._flow.step_of(task_id) or PENDING_STEP
+        return PENDING_STEP if self._last is None else self._last.steps.get(task_id, PENDING_STEP)
+
+    async def _run(self, within: Run | None, *, again: bool = False) -> Report:
         async with self._going(within) as flow:
+            if again and self._calls == 1:
+                for name in [name for name in self._tasks if self._step(name).state == FAILED]:
+                    await self._engine.retry(self.name, name)
             fresh = self._fresh()
             while True:
                 self._spawn(flow, fresh)
@@ -255,7 +267,7 @@ class ProjectOrchestrator:
             yield flow
         finally:
             self._calls -= 1
-            if not self._calls and not self._unended():
+            if not self._calls and self._all_ended():
                 await self._leave(idle=True)
             elif within is not None:
                 flow.within = None
@@ -267,7 +279,12 @@ class ProjectOrchestrator:
         await self._projects.begin(self.name, self.name, self.limits.budget)
         block = self._engine.open(self.name, PROJECT, payload)
         flow = await block.__aenter__()
-        self._projects.limit(flow, self.limits)
+        try:
+            self._projects.limit(flow, self.limits)
+        except UsageError as error:
+            self._projects.end(self.name)
+            await _left(block, error)
+            raise
         self._flow, self._block, self._paused = flow, block, False
         if last is None:
             await self._look()
@@ -278,7 +295,7 @@ class ProjectOrchestrator:
         async with self._turn:
             if self._flow is None or self._block is None or (idle and self._calls):
                 return
-            leaving = asyncio.create_task(_left(self._block, self._end(self._flow.steps)))
+            leaving = asyncio.create_task(_left(self._block, self._end()))
             try:
                 await outlive(leaving)
                 leaving.result()
@@ -288,12 +305,12 @@ class ProjectOrchestrator:
                 self._spawned.clear()
                 self._projects.end(self.name)
 
-    def _end(self, steps: Mapping[str, Step]) -> BaseException | None:
+    def _end(self) -> BaseException | None:
         """What the run is left with: nothing where all succeeded."""
-        results = [result_of(name, steps.get(name, PENDING_STEP)) for name in self._tasks]
-        if self._unended():
+        if not self._all_ended():
             return asyncio.CancelledError("the project was left")
-        return None if all(result.ok for result in results) else failure(self.name, results)
+        bad = [result_of(name, step) for name in self._tasks if (step := self._step(name)).state != SUCCEEDED]
+        return failure(self.name, bad) if bad else None
 
     async def _look(self) -> None:
         """See how the run stands in the journal."""
@@ -317,45 +334,48 @@ class ProjectOrchestrator:
                 left += self._tasks[name].depends_on
         return [name for name in self._draft.graph().order if name in found] if found else []
 
-    def _startable(self, task: AgentTask, steps: Mapping[str, Step]) -> None:
-        step = steps.get(task.id, PENDING_STEP)
-        if self._busy(task.id, steps):
+    def _startable(self, task: AgentTask) -> None:
+        step = self._step(task.id)
+        if self._busy(task.id):
             raise UsageError(f"task {task.id!r} is {_words(step)}: await that")
         if not _live(step):
             raise UsageError(f"task {task.id!r} is {_words(step)}: {_HINTS.get(step.state, 'retry it first')}")
-        missing = [(need, steps.get(need, PENDING_STEP)) for need in task.depends_on]
+        missing = [(need, self._step(need)) for need in task.depends_on]
         stand = [f"{need!r} ({_words(step)})" for need, step in missing if step.state != SUCCEEDED]
         if stand:
             raise UsageError(f"task {task.id!r} needs {', '.join(stand)}: these must succeed first")
 
     def _changeable(self, task_id: str) -> Step:
-        steps = self._steps
-        step = steps.get(self.get(task_id).id, PENDING_STEP)
-        if step.state == SUCCEEDED or self._busy(task_id, steps):
+        step = self._step(self.get(task_id).id)
+        if step.state == SUCCEEDED or self._busy(task_id):
             raise UsageError(f"task {task_id!r} is {_words(step)}: it cannot be changed any more")
         return step
 
-    def _busy(self, task_id: str, steps: Mapping[str, Step]) -> bool:
+    def _busy(self, task_id: str) -> bool:
         """Whether a task runs, or waits in `run`."""
-        return task_id in self._spawned and _live(steps.get(task_id, PENDING_STEP))
+        return task_id in self._spawned and _live(self._step(task_id))
 
-    def _unended(self) -> bool:
-        steps = self._steps
-        return any(_live(steps.get(name, PENDING_STEP)) for name in self._tasks)
+    def _all_ended(self) -> bool:
+        """Whether every task has; looked for among those that had not the last time, then among all."""
+        while self._unended:
+            if self._unended[-1] in self._tasks and _live(self._step(self._unended[-1])):
+                return False
+            self._unended.pop()
+        self._unended = [name for name in self._tasks if _live(self._step(name))]
+        return not self._unended
 
     def _state(self) -> RunState:
         if self._flow is not None:
             return RunState.PAUSED if self._paused else RunState.RUNNING
         last = RunState.INTERRUPTED if self._last is None else self._last.state
-        return RunState.INTERRUPTED if last is not RunState.CANCELLED and self._unended() else last
+        return RunState.INTERRUPTED if last is not RunState.CANCELLED and not self._all_ended() else last
 
     def _other(self, spec: ProjectSpec) -> ProjectOrchestrator:
         """An orchestrator of another project, on the same engine."""
         other = ProjectOrchestrator(
             self._executor, name=spec.name, engine=self._engine, limits=spec.limits, defaults=spec.defaults
         )
-        tasks = {task.id: task for task in spec.tasks}
-        other.add(*(tasks[name] for name in spec.graph().order))
+        other.add(*spec.tasks)
         return other
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -13,14 +13,13 @@ from msgspec.structs import replace
 
 from penstock.errors import BadAnswer, BadRequest, Refused, TooLong, UsageError
 from penstock.messages import ChatReply, ChatRequest, Message
-from penstock.run import Executor, Run, execute
+from penstock.run import Run, execute
 from penstock.tasks.agents import AgentConfig
 from penstock.tasks.graph import graph_of
+from penstock.tasks.modes.api import Chat
 from penstock.tasks.project import ProjectSpec
 from penstock.tasks.prompt import delimited
 from penstock.tasks.task import AgentTask
-
-Chat: TypeAlias = Executor[ChatRequest, ChatReply]
 
 MOST = 12
 """How many tasks a plan has at most, where nobody says otherwise."""
@@ -168,10 +167,10 @@ def _checked(reply: ChatReply, staff: Sequence[AgentConfig], most: int) -> tuple
         return None, [str(error)]
     except (msgspec.DecodeError, RecursionError):
         return None, ["it is not one JSON object"]
-    return found, [*_problems(found.tasks, {agent.name: agent for agent in staff}, most)]
+    return found, [*_problems(found.tasks, [agent.name for agent in staff], most)]
 
 
-def _problems(tasks: Sequence[_Task], staff: Mapping[str, AgentConfig], most: int) -> Iterator[str]:
+def _problems(tasks: Sequence[_Task], staff: Sequence[str], most: int) -> Iterator[str]:
     if not 1 <= len(tasks) <= most:
         yield f"it has {len(tasks)} tasks: write 1 to {most}"
         return
@@ -181,8 +180,8 @@ def _problems(tasks: Sequence[_Task], staff: Mapping[str, AgentConfig], most: in
         for name in (task.agent, task.review):
             if name and name not in staff:
                 yield f"task {task.id!r}: no agent {name!r}: agents are {', '.join(map(repr, staff))}"
-        if task.review and task.review == task.agent:
-            yield f"task {task.id!r}: {task.agent!r} cannot check its own work: name another agent, or no review"
+        if task.review and task.review == (task.agent or staff[0]):
+            yield f"task {task.id!r}: {task.review!r} cannot check its own work: name another agent, or no review"
         texts = (task.title, task.description, *task.deliverables, *task.success_criteria)
         if sum(map(len, texts)) > _LONGEST:
             yield f"task {task.id!r}: too long: write at most {_LONGEST} characters"

@@ -21,12 +21,17 @@ class Defaults(Bounds):
     agent: Name | None = None
     review: Name | None = None
 
-    def fill(self, task: AgentTask) -> AgentTask:
-        """A task with its agent and its reviewer, where it says nothing; its bounds are left to its agent first."""
+    def fill(self, task: AgentTask, doer: str | None = None) -> AgentTask:
+        """A task with its agent and its reviewer, where it says nothing; its bounds are left to its agent first.
+
+        `doer` is who does it, where that is known. As long as nobody knows, the task is given no reviewer: nobody
+        reviews their own work.
+        """
         filled: dict[str, Any] = {}
         if task.agent is None and not task.capabilities and self.agent is not None:
             filled["agent"] = self.agent
-        if task.review is None and self.review not in (None, filled.get("agent", task.agent)):
+        doer = doer or filled.get("agent", task.agent)
+        if task.review is None and doer is not None and self.review not in (None, doer):
             filled["review"] = self.review
         return task.model_copy(update=filled) if filled else task
 
@@ -37,7 +42,10 @@ class Defaults(Bounds):
 
 
 class ProjectLimits(Spec):
-    """How many tasks run at once: in all, for each agent, for each provider; and what the whole project may spend."""
+    """How many tasks run at once, how many calls each agent and each provider gets at once, and what all may spend.
+
+    `agents` and `providers` limit whoever is called: those who do tasks, reviewers, and the members of hybrids.
+    """
 
     concurrent: Annotated[int, Field(ge=1)] = 8
     agents: dict[Name, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
@@ -64,5 +72,5 @@ class ProjectSpec(Spec):
         return graph_of(needs)
 
     def payload(self) -> dict[str, Any]:
-        """The project as the JSON that an engine is given; what is as usual is left out."""
+        """The project as JSON, as an engine is given it; what has its default value is left out."""
         return self.model_dump(mode="json", exclude_defaults=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 
 from penstock.errors import AgentUnavailable, UnknownName, UsageError
 from penstock.messages import AgentType
 from penstock.tasks.agents import AgentConfig
+from penstock.tasks.graph import near
 
 
 class AgentRegistry:
@@ -46,9 +46,7 @@ class AgentRegistry:
         """The agent of this name; raises `UnknownName`, which says what may have been meant."""
         agent = self._agents.get(name)
         if agent is None:
-            near = get_close_matches(name, self._agents, n=1)
-            meant = f", did you mean {near[0]!r}?" if near else ""
-            raise UnknownName(f"no agent {name!r}{meant or ':'} known are {', '.join(self._agents) or 'none'}")
+            raise UnknownName(f"no agent {name!r}: {near(name, self._agents)}")
         return agent
 
     def list(self) -> tuple[AgentConfig, ...]:
@@ -82,7 +80,11 @@ class AgentRegistry:
                 return agent
         what = f"with {', '.join(map(repr, wanted))}" if wanted else "that is enabled"
         each = "; ".join(_why_not(agent, wanted) for agent in self._agents.values())
-        raise AgentUnavailable(f"no agent {what}: {each or 'none is registered'}")
+        known = {name for agent in self._agents.values() for name in agent.capabilities}
+        strange = next((name for name in wanted if name not in known), None)
+        hint = f"; {near(strange, known)}" if strange and known else ""
+        each = f"{each}{hint}" if each else "there is none: write one, such as {name: writer, provider: demo}"
+        raise AgentUnavailable(f"no agent {what}: {each}")
 
 
 def lacks(agent: AgentConfig, capabilities: Iterable[str]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -13,10 +13,11 @@ import msgspec
 from msgspec.structs import replace
 from pydantic import ValidationError
 
-from penstock.errors import UsageError
+from penstock.errors import UnknownName, UsageError
 from penstock.messages import Usage, is_object
 from penstock.store.steps import BLOCKED, CANCELLED, FAILED, PENDING, RUNNING, SUCCEEDED, UNKNOWN, Step
 from penstock.tasks.engines import RunState, RunStatus
+from penstock.tasks.graph import near
 from penstock.tasks.project import ProjectSpec
 from penstock.tasks.results import ExecutionResult, ExecutionStatus, Fault
 
@@ -70,11 +71,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return (self.completed_at - self.started_at).total_seconds()
 
     def __getitem__(self, task: str) -> ExecutionResult:
-        """The result of a task; raises `KeyError`."""
+        """The result of a task; raises `UnknownName`."""
         for result in self.results:
             if result.task == task:
                 return result
-        raise KeyError(task)
+        raise UnknownName(f"the report has no task {task!r}: {near(task, (result.task for result in self.results))}")
 
     def summary(self) -> str:
         """The report in one line."""
@@ -96,6 +97,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         wrong = [f"- `{result.task}`: {reason}" for result in self.results if (reason := why(result))]
         if wrong:
             lines += ["", "## What went wrong", "", *wrong]
+        if judged := [line for result in self.results for line in _verdicts(result)]:
+            lines += ["", "## Reviews", "", *judged]
         given = [result for result in self.results if result.ok and result.output is not None]
         if given:
             lines += ["", "## Results"]
@@ -272,6 +275,13 @@ def _row(result: ExecutionResult) -> str:
     cells = (result.task, result.agent, _words(result.status), result.attempts, result.usage.total)
     shown = [*map(str, cells), _money(result.cost), seconds]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in shown) + " |"
+
+
+def _verdicts(result: ExecutionResult) -> Iterator[str]:
+    """What reviewers said of a task, a line each."""
+    for review in result.reviews:
+        said = f"does not accept it: {'; '.join(review.unmet)}" if review.unmet else "accepts it"
+        yield f"- `{result.task}`, round {review.round}: {review.reviewer} {' '.join(said.split())}"
 
 
 def _shown(output: Any) -> str:

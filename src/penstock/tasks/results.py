@@ -47,8 +47,22 @@ class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
         return cls(name, str(error), code, error.retryable, getattr(error, "details", None))
 
 
+class Review(msgspec.Struct, frozen=True):
+    """What a reviewer said of a task's output, in which round (1-based); work with nothing `unmet` was accepted.
+
+    What is unmet is a text each: the success criterion, and what is wrong.
+    """
+
+    reviewer: str
+    round: int
+    unmet: tuple[str, ...] = ()
+
+
 class ExecutionResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How a task ended; times have a time zone, `cost` is in USD and None where a price is not known."""
+    """How a task ended; times have a time zone, `cost` is in USD and None where a price is not known.
+
+    `reviews` are all verdicts on it, in their order: an output that was done again is told of by its verdict only.
+    """
 
     task: str
     agent: str = ""
@@ -60,6 +74,7 @@ class ExecutionResult(msgspec.Struct, frozen=True, kw_only=True):
     cost: Decimal | None = Decimal(0)
     started_at: datetime | None = None
     completed_at: datetime | None = None
+    reviews: tuple[Review, ...] = ()
 
     @property
     def ok(self) -> bool:

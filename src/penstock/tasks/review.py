@@ -13,6 +13,7 @@ from penstock.run import Executor, Run
 from penstock.tasks.agents import AgentConfig
 from penstock.tasks.modes import Answer, Work
 from penstock.tasks.prompt import RESULT, titled
+from penstock.tasks.results import Review
 from penstock.tasks.task import AgentTask
 
 MOST_SAID = 1000
@@ -76,14 +77,15 @@ async def reviewed(  # what is done, by whom, and who checks it
 ) -> Answer:
     """The answer of `do` that the reviewer, whose executor is `check`, accepts.
 
-    What is not accepted is done again, at most `rounds` times: told as `Retrying`, numbered as the answers are. Raises
-    `TaskFailed` with the code `not_accepted`, whose details are the last `output` and what is `unmet`; with
-    `bad_output` where the verdict cannot be read, twice in a row.
+    The work's `judged` is told of each verdict. What is not accepted is done again, at most `rounds` times: told as
+    `Retrying`, numbered as the answers are. Raises `TaskFailed` with the code `not_accepted`, whose details are the
+    last `output` and what is `unmet`; with `bad_output` where the verdict cannot be read, twice in a row.
     """
     again = 0
     while True:
         answer = await do(work, run)
         verdict = await _verdict(work, answer, run, check=check, reviewer=reviewer)
+        work.judged(Review(reviewer.name, again + 1, verdict.feedback))
         if not verdict.unmet:
             return answer
         refused = TaskFailed(
@@ -131,7 +133,8 @@ def _asked(work: Work, answer: Answer, reviewer: AgentConfig) -> Work:
         success_criteria=task.success_criteria or ("The work is what was asked for.",),
         inputs=task.inputs,
     )
-    return Work(judged, reviewer, {**work.results, name: answer.output}, schema=_SCHEMA)
+    results = {**work.results, name: answer.output}
+    return Work(judged, reviewer, results, schema=_SCHEMA, timeout_s=work.timeout_s)
 
 
 def _read(said: Any, reviewer: AgentConfig) -> Verdict:

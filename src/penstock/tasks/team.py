@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING
 
 from penstock.errors import TaskFailed
-from penstock.events import Used
 from penstock.policies import Policy, wrap
 from penstock.policies.budget import budget
 from penstock.policies.retry import retry
@@ -17,10 +15,9 @@ from penstock.run import Executor, Run
 from penstock.tasks.agents import AgentConfig
 from penstock.tasks.bounds import Bounds
 from penstock.tasks.modes import Answer, Work
-from penstock.tasks.modes.api import Chat, api
-from penstock.tasks.places import Places
 from penstock.tasks.registry import AgentRegistry
 from penstock.tasks.review import reviewed
+from penstock.tasks.slots import Turns
 
 if TYPE_CHECKING:
     from penstock.tasks.modes.interactive import Ask
@@ -39,23 +36,24 @@ class Team:
         bounds: Bounds,
         owner: str,
         *,
-        llm: Callable[[AgentConfig], Chat],
+        api: Callable[[AgentConfig], Executor[Work, Answer]],
         ask: Ask | None,
-        places: Places,
+        turns: Turns,
     ) -> None:
         self._agents, self._bounds = agents, bounds
-        self._llm, self._ask, self._places = llm, ask, places
+        self._api, self._ask, self._turns = api, ask, turns
         self._budgets = tuple(_budgets(bounds, owner))
 
     async def __call__(self, work: Work, run: Run, /) -> Answer:
         """The answer of the work's agent, which the task's reviewer, if it has one, accepts."""
-        whole = wrap(self._accepted, [*_timeouts(self._bounds), *self._budgets])
+        whole = wrap(self._accepted, self._budgets)
+        if self._bounds.timeout_s is not None:
+            whole = self._turns.within(self._bounds.timeout_s, whole)
         return await whole(work, run)  # type: ignore[no-any-return]
 
     async def member(self, work: Work, run: Run, /) -> Answer:
-        """The answer of one of a hybrid's agents, within the bounds of its own and when it has a place for it."""
-        async with self._places.of(work.agent):
-            return await self._within(work.agent, work, run)
+        """The answer of one of a hybrid's agents, within the bounds of its own."""
+        return await self._within(work.agent, work, run)
 
     async def _accepted(self, work: Work, run: Run, /) -> Answer:
         do = wrap(self._alone, _retries(self._bounds))
@@ -68,10 +66,11 @@ class Team:
         return await self._within(work.agent.over(Bounds(retry=self._bounds.retry)), work, run)
 
     async def _within(self, bounds: Bounds, work: Work, run: Run) -> Answer:
-        """The answer of the work's agent within these bounds, and whatever is left of the task's."""
+        """The answer of the work's agent, once it is its turn, within these bounds and what is left of the task's."""
         own = _budgets(bounds, f"the agent {work.agent.name!r}")
         call = wrap(self._working(work.agent), [*_timeouts(bounds), *_retries(bounds), *own, *self._budgets])
-        return await call(work, run.child(work.agent.name))  # type: ignore[no-any-return]
+        async with self._turns.of(work.agent):
+            return await call(work, run.child(work.agent.name))  # type: ignore[no-any-return]
 
     async def _alone(self, work: Work, run: Run, /) -> Answer:
         return await self._within(Bounds(), work, run)
@@ -80,7 +79,7 @@ class Team:
         """How an agent works, by its mode."""
         match agent.mode:
             case "api":
-                return api(self._llm(agent))
+                return self._api(agent)
             case "cli":
                 from penstock.tasks.modes.cli import cli
 
@@ -110,8 +109,6 @@ def _budgets(bounds: Bounds, owner: str) -> Iterable[Policy]:
     if bounds.budget is not None and bounds.budget.tokens is not None:
         yield budget(bounds.budget.tokens, name=f"tokens of {owner}")
     if bounds.budget is not None and bounds.budget.usd is not None:
-        yield budget(bounds.budget.usd, cost=_price, name=f"USD of {owner}")
+        from penstock.llms.prices import cost_of
 
-
-def _price(used: Used) -> Decimal | None:
-    return used.cost
+        yield budget(bounds.budget.usd, cost=cost_of, name=f"USD of {owner}")

@@ -11,7 +11,7 @@ from penstock.tasks.engines import Engine, Flow, Json, RunState
 from tests.tasks.engines.rig import Steps, diamond, failing, nothing, states
 
 
-async def test_what_a_step_gave_reaches_those_that_come_after_it(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_what_a_step_gave_reaches_those_that_come_after_it(engine: Engine, steps: Steps) -> None:
     engine.register_flow("diamond", diamond)
     await engine.start("r", "diamond", {"goal": [1, None]})
     ended = await engine.wait("r")
@@ -24,7 +24,7 @@ async def test_what_a_step_gave_reaches_those_that_come_after_it(engine: Engine,
     assert steps.called == ["top", "left", "right", "end"]
 
 
-async def test_a_long_chain_and_a_wide_fan_end_in_order(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_a_long_chain_and_a_wide_fan_end_in_order(engine: Engine, steps: Steps) -> None:
     async with engine.open("chain", "chain") as flow:
         for number in range(150):
             flow.spawn(f"{number}", "echo" if number < 2 else "tell", after=[f"{number - 1}"] if number else [])
@@ -39,7 +39,7 @@ async def test_a_long_chain_and_a_wide_fan_end_in_order(engine: Engine, steps: S
     assert steps.called == ["0", "1", "last"]
 
 
-async def test_as_wide_as_allowed_and_the_important_first(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_as_wide_as_allowed_and_the_important_first(engine: Engine, steps: Steps) -> None:
     async with engine.open("r", "f") as flow:
         flow.limit(3, {"agent": 2})
         for number in range(4):
@@ -56,7 +56,9 @@ async def test_as_wide_as_allowed_and_the_important_first(engine: Engine, steps:
         flow.limit(1)
 
 
-async def test_a_failure_blocks_what_needs_it_with_the_reason_and_nothing_else(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_a_failure_blocks_what_needs_it_with_the_reason_and_nothing_else(
+    engine: Engine, steps: Steps
+) -> None:
     engine.register_flow("failing", failing)
     await engine.start("r", "failing")
     ended = await engine.wait("r")
@@ -74,7 +76,9 @@ async def test_a_failure_blocks_what_needs_it_with_the_reason_and_nothing_else(e
     assert steps.called == ["a", "beside"]
 
 
-async def test_a_step_that_is_waited_for_gives_its_value_or_raises_its_fault(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_a_step_that_is_waited_for_gives_its_value_or_raises_its_fault(
+    engine: Engine, steps: Steps
+) -> None:
     async def one_by_one(flow: Flow, _: Json) -> Json:
         first = await flow.step("first", "echo", 1)
         again = await flow.step("second", "echo", first["payload"], after=["first"])
@@ -90,7 +94,7 @@ async def test_a_step_that_is_waited_for_gives_its_value_or_raises_its_fault(eng
     assert steps.called == ["first", "second", "third"]
 
 
-async def test_what_is_no_json_fails_with_a_clear_error(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_what_is_no_json_fails_with_a_clear_error(engine: Engine, steps: Steps) -> None:
     async with engine.open("r", "f") as flow:
         flow.spawn("a", "odd")
         with pytest.raises(UsageError, match="the payload of the step 'b' is no JSON"):
@@ -102,7 +106,7 @@ async def test_what_is_no_json_fails_with_a_clear_error(engine: Engine, steps: S
     assert not steps.called
 
 
-async def test_names_are_checked_before_anything_runs(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_names_are_checked_before_anything_runs(engine: Engine, steps: Steps) -> None:
     async with engine.open("r", "f") as flow:
         flow.spawn("a", "echo")
         with pytest.raises(UsageError, match="already"):
@@ -123,7 +127,7 @@ async def test_names_are_checked_before_anything_runs(engine: Engine, steps: Ste
         flow.spawn("late", "echo")
 
 
-async def test_to_start_twice_is_to_start_once(engine: Engine, steps: Steps) -> None:
+async def test_case_18_to_start_twice_is_to_start_once(engine: Engine, steps: Steps) -> None:
     engine.register_flow("diamond", diamond)
     engine.register_flow("other", nothing)
     await asyncio.gather(*(engine.start("r", "diamond", 1) for _ in range(3)))

@@ -12,7 +12,7 @@ from penstock.tasks.engines import Engine, Flow, Json, RunState
 from tests.tasks.engines.rig import Steps, failing, states
 
 
-async def test_a_run_that_is_cancelled_ends_so_with_its_steps(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_a_run_that_is_cancelled_ends_so_with_its_steps(engine: Engine, steps: Steps) -> None:
     async def held(flow: Flow, _: Json) -> Json:
         flow.spawn("a", "hold")
         flow.spawn("b", "hold", effects=True)
@@ -36,7 +36,9 @@ async def test_a_run_that_is_cancelled_ends_so_with_its_steps(engine: Engine, st
     assert sorted(steps.called) == ["a", "b", "d"]
 
 
-async def test_the_flow_of_an_open_run_sees_the_cancel_as_the_end_of_its_steps(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_the_flow_of_an_open_run_sees_the_cancel_as_the_end_of_its_steps(
+    engine: Engine, steps: Steps
+) -> None:
     async with engine.open("r", "f") as flow:
         flow.spawn("a", "hold")
         await steps.until("a")
@@ -51,7 +53,7 @@ async def test_the_flow_of_an_open_run_sees_the_cancel_as_the_end_of_its_steps(e
     assert steps.called == ["a"]
 
 
-async def test_one_step_is_cancelled_and_the_others_go_on(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_one_step_is_cancelled_and_the_others_go_on(engine: Engine, steps: Steps) -> None:
     async with engine.open("r", "f") as flow:
         flow.spawn("a", "hold")
         flow.spawn("b", "hold")
@@ -67,7 +69,7 @@ async def test_one_step_is_cancelled_and_the_others_go_on(engine: Engine, steps:
     assert (await engine.status("r")).state is RunState.SUCCEEDED
 
 
-async def test_a_paused_run_starts_nothing_more(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_a_paused_run_starts_nothing_more(engine: Engine, steps: Steps) -> None:
     async with engine.open("r", "f") as flow:
         flow.spawn("a", "hold")
         flow.spawn("b", "echo", after=["a"])
@@ -87,7 +89,7 @@ async def test_a_paused_run_starts_nothing_more(engine: Engine, steps: Steps) ->
         await engine.pause("r")
 
 
-async def test_a_step_is_retried_while_its_run_goes_on(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_a_step_is_retried_while_its_run_goes_on(engine: Engine, steps: Steps) -> None:
     async with engine.open("r", "f") as flow:
         flow.spawn("hold", "hold")
         flow.spawn("a", "fail")
@@ -108,7 +110,7 @@ async def test_a_step_is_retried_while_its_run_goes_on(engine: Engine, steps: St
     assert logged == ["blocked", "pending", "running", "succeeded"]
 
 
-async def test_a_step_is_retried_when_its_run_has_ended(engine: Engine, steps: Steps) -> None:
+async def test_row_c7_a_step_is_retried_when_its_run_has_ended(engine: Engine, steps: Steps) -> None:
     engine.register_flow("failing", failing)
     await engine.start("r", "failing")
     await engine.wait("r")
@@ -127,7 +129,7 @@ async def test_a_step_is_retried_when_its_run_has_ended(engine: Engine, steps: S
     assert steps.called == ["a", "beside", "a", "b", "c"]
 
 
-async def test_a_reader_who_left_goes_on_from_any_offset(engine: Engine, steps: Steps) -> None:
+async def test_row_c8_a_reader_who_left_goes_on_from_any_offset(engine: Engine, steps: Steps) -> None:
     engine.register_flow("failing", failing)
     await engine.start("r", "failing")
     await engine.wait("r")
@@ -140,7 +142,7 @@ async def test_a_reader_who_left_goes_on_from_any_offset(engine: Engine, steps: 
     assert steps.called
 
 
-async def test_a_reader_waits_for_what_is_logged_next(engine: Engine, steps: Steps) -> None:
+async def test_row_c8_a_reader_waits_for_what_is_logged_next(engine: Engine, steps: Steps) -> None:
     async with engine.open("r", "f") as flow:
         flow.spawn("a", "hold")
         await steps.until("a")
@@ -152,7 +154,7 @@ async def test_a_reader_waits_for_what_is_logged_next(engine: Engine, steps: Ste
         assert [(entry.step, entry.state) for entry in await reading] == [("a", "succeeded")]
 
 
-async def test_what_a_flow_emits_is_logged_once(engine: Engine, steps: Steps) -> None:
+async def test_row_c8_what_a_flow_emits_is_logged_once(engine: Engine, steps: Steps) -> None:
     offsets: list[list[int]] = []
 
     async def emitting(flow: Flow, _: Json) -> Json:
@@ -175,7 +177,7 @@ async def test_what_a_flow_emits_is_logged_once(engine: Engine, steps: Steps) ->
             await flow.emit("ended")
 
 
-async def test_two_runs_of_one_flow_are_logged_alike(engine: Engine, steps: Steps) -> None:
+async def test_row_c8_two_runs_of_one_flow_are_logged_alike(engine: Engine, steps: Steps) -> None:
     engine.register_flow("failing", failing)
     told: list[list[Any]] = []
     for run in ("r", "s"):
@@ -190,7 +192,7 @@ async def test_two_runs_of_one_flow_are_logged_alike(engine: Engine, steps: Step
     assert steps.called
 
 
-async def test_a_flow_that_fails_cancels_what_runs_and_one_that_returns_waits_for_it(
+async def test_row_c7_a_flow_that_fails_cancels_what_runs_and_one_that_returns_waits_for_it(
     engine: Engine, steps: Steps
 ) -> None:
     async def fails(flow: Flow, _: Json) -> Json:
@@ -216,7 +218,7 @@ async def test_a_flow_that_fails_cancels_what_runs_and_one_that_returns_waits_fo
         assert (ended.state, states(ended.steps)) == (state, {"b": step})
 
 
-async def test_what_is_interrupted_is_not_lost_and_runs_again(engine: Engine, steps: Steps) -> None:
+async def test_row_c8_what_is_interrupted_is_not_lost_and_runs_again(engine: Engine, steps: Steps) -> None:
     async def be() -> None:
         async with engine.open("r", "f") as flow:
             flow.spawn("done", "echo")
@@ -244,7 +246,7 @@ async def test_what_is_interrupted_is_not_lost_and_runs_again(engine: Engine, st
     assert steps.called == ["done", "a", "b", "a", "b", "c"]
 
 
-async def test_a_run_is_rolled_back_and_goes_on_from_there(engine: Engine, steps: Steps) -> None:
+async def test_row_c8_a_run_is_rolled_back_and_goes_on_from_there(engine: Engine, steps: Steps) -> None:
     async def three(flow: Flow, _: Json) -> Json:
         for name in "abc":
             await flow.step(name, "echo")

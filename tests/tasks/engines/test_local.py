@@ -61,7 +61,7 @@ async def heard(engine: LocalEngine, run: str, flow: str) -> list[Event]:
 
 
 @pytest.mark.usefixtures("soon")
-async def test_what_one_process_asks_the_one_that_runs_does(path: Path) -> None:
+async def test_row_c8_what_one_process_asks_the_one_that_runs_does(path: Path) -> None:
     async with LocalEngine(Journal(path)) as here, LocalEngine(Journal(path)) as there:
         steps = Steps(here)
         for engine in (here, there):
@@ -108,7 +108,7 @@ async def test_what_one_process_asks_the_one_that_runs_does(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("soon")
-async def test_who_asks_a_process_that_gives_the_run_back_does_it_himself(path: Path) -> None:
+async def test_row_c8_who_asks_a_process_that_gives_the_run_back_does_it_himself(path: Path) -> None:
     here, there = LocalEngine(Journal(path)), LocalEngine(Journal(path))
     steps = Steps(here)
     here.register_flow("held", held)
@@ -244,7 +244,7 @@ async def test_whoever_leaves_early_interrupts_what_runs(engine: LocalEngine) ->
     assert (await engine.status("r")).state is RunState.INTERRUPTED
 
 
-async def test_closing_the_engine_interrupts_its_runs(path: Path) -> None:
+async def test_row_c8_closing_the_engine_interrupts_its_runs(path: Path) -> None:
     engine = LocalEngine(Journal(path))
     steps = Steps(engine)
     engine.register_flow("held", held)
@@ -262,7 +262,7 @@ async def test_closing_the_engine_interrupts_its_runs(path: Path) -> None:
         assert steps.called == ["a", "c"]
 
 
-async def test_a_step_that_an_earlier_process_ended_is_retried_before_the_flow_comes_to_it(
+async def test_row_c8_a_step_that_an_earlier_process_ended_is_retried_before_the_flow_comes_to_it(
     engine: LocalEngine,
 ) -> None:
     steps = Steps(engine)
@@ -307,7 +307,7 @@ async def test_a_chain_of_10_000_and_a_fan_of_20_000(tmp_path: Path) -> None:
                 assert set(states(await flow.wait()).values()) == {"succeeded"}
 
 
-async def test_a_journal_that_cannot_be_written_breaks_a_run_off(path: Path) -> None:
+async def test_row_c8_a_journal_that_cannot_be_written_breaks_a_run_off(path: Path) -> None:
     async with LocalEngine(Journal(path)) as engine:
         steps = Steps(engine)
         engine.register_flow("held", held)
@@ -323,3 +323,45 @@ async def test_a_journal_that_cannot_be_written_breaks_a_run_off(path: Path) -> 
         assert (await engine.status("r")).state is RunState.INTERRUPTED
         await engine.start("r", "held")
         assert (await engine.wait("r")).state is RunState.SUCCEEDED
+
+
+async def test_row_c8_a_run_is_given_back_once_the_journal_can_be_written_again(path: Path) -> None:
+    async def emitting(flow: Flow, _: Json) -> Json:
+        await flow.step("a", "hold")
+        await flow.emit("beyond")
+
+    async with LocalEngine(Journal(path)) as engine:
+        steps = Steps(engine)
+        engine.register_flow("emitting", emitting)
+        await engine.start("r", "emitting")
+        await steps.until("a")
+        with closing(sqlite3.connect(path)) as db:
+            for name, what in (("one", "INSERT ON log"), ("two", "DELETE ON claims")):
+                db.execute(f"CREATE TRIGGER {name} BEFORE {what} BEGIN SELECT RAISE(FAIL, 'no room'); END")
+        steps.gate("a").set()
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreFailed, match="no room"):
+                await engine.wait("r")
+            with pytest.raises(StoreFailed, match="no room"):
+                await engine.cancel("r")
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("DROP TRIGGER one")
+            db.execute("DROP TRIGGER two")
+        assert (await engine.status("r")).state is RunState.INTERRUPTED
+        await engine.start("r", "emitting")
+        assert (await engine.wait("r")).state is RunState.SUCCEEDED
+
+
+@pytest.mark.parametrize("engine", ["journal"], indirect=True)
+async def test_a_flow_that_raises_what_broke_its_log_is_broken_off(engine: LocalEngine, path: Path) -> None:
+    async def emitting(flow: Flow, _: Json) -> Json:
+        await flow.emit("one")
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TRIGGER one BEFORE INSERT ON log BEGIN SELECT RAISE(FAIL, 'no room'); END")
+        await flow.emit("two")
+
+    engine.register_flow("emitting", emitting)
+    await engine.start("r", "emitting")
+    with pytest.raises(StoreFailed, match="no room"):
+        await engine.wait("r")
+    assert (await engine.status("r")).state is RunState.INTERRUPTED

@@ -46,19 +46,22 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_row_c5_the_deadline_kills_a_command_and_all_its_children(
     tmp_path: Path, run: Callable[[Coroutine[Any, Any, None]], None]
 ) -> None:
-    file = tmp_path / "pids"
-    late = timeout(0.15, error=lambda text: TaskFailed(text, code="timeout"))
-
-    async def main() -> None:
+    async def main(file: Path, limit_s: float) -> None:
+        late = timeout(limit_s, error=lambda text: TaskFailed(text, code="timeout"))
         with pytest.raises(TaskFailed) as raised:
             await execute(late(cli), Work(TASK, script(FAMILY, file)))
         assert raised.value.code == "timeout"
 
-    began = time.monotonic()
-    run(main())
-    assert time.monotonic() - began < 1.0
+    file = tmp_path
+    for limit_s in (0.15, 0.6, 2.4):  # the children must be there by then, also on a machine that is busy
+        file = tmp_path / f"pids-{limit_s}"
+        began = time.monotonic()
+        run(main(file, limit_s))
+        assert time.monotonic() - began < limit_s + 0.85
+        if file.exists() and len(file.read_text().split()) == 2:
+            break
     assert not living(pids(file, 2))
-    assert not exists(pids(tmp_path / "pids.first", 1)[0])
+    assert not exists(pids(tmp_path / f"{file.name}.first", 1)[0])
 
 
 @pytest.mark.usefixtures("short_grace")

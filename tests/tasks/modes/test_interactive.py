@@ -19,8 +19,11 @@ import pytest
 from penstock.errors import TaskFailed
 from penstock.run import execute
 from penstock.tasks.agents import AgentConfig
+from penstock.tasks.bounds import Bounds
+from penstock.tasks.executor import TaskExecutor
 from penstock.tasks.modes import Answer, Work
 from penstock.tasks.modes.interactive import GONE, HINT, Ask, ask_terminal, interactive
+from penstock.tasks.registry import AgentRegistry
 from penstock.tasks.task import AgentTask
 from tests.tasks.modes.commands import TASK
 
@@ -225,3 +228,19 @@ def test_row_c5_a_question_nobody_answers_does_not_hold_the_process() -> None:
     os.close(keyboard)
     assert "an answer" in seen
     assert "Error" not in seen
+
+
+async def test_a_person_is_told_how_long_there_is_and_that_an_empty_answer_fails() -> None:
+    asked: list[str] = []
+
+    async def ask(text: str) -> str:
+        asked.append(text)
+        return "done"
+
+    executor = TaskExecutor(AgentRegistry([ADA]), ask=ask)
+    bounded = AgentTask(id="a", description="Look.")
+    assert (await executor.execute(bounded, bounds=Bounds(timeout_s=90))).ok
+    assert (await executor.execute(bounded)).ok
+    assert ["The task has 90 s in all" in text for text in asked] == [True, False]
+    assert "Without a result the task fails." in HINT
+    assert "its time is over" in GONE

@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
+from penstock.errors import UsageError
 from penstock.run import Executor, Run
 from penstock.store.steps import Logged, Step
 
 Json: TypeAlias = Any
+Part = TypeVar("Part")
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -53,7 +55,11 @@ class Flow(Protocol):
 
     @property
     def steps(self) -> Mapping[str, Step]:
-        """How the steps stand, those of an earlier process included."""
+        """How the steps stand at this moment, those of an earlier process included."""
+        ...
+
+    def step_of(self, step: str) -> Step | None:
+        """How one step stands, without a look at the others; None for one that is not there."""
         ...
 
     def limit(self, total: int | None = None, each: Mapping[str, int] | None = None) -> None:
@@ -117,12 +123,28 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     offset: int = 0
     at: float = 0.0
 
+    def part(self, kind: type[Part]) -> Part:
+        """The payload as a type that has what is needed of it; of one that is not decoded, only that is.
+
+        Raises `UsageError` for a payload that does not have it.
+        """
+        try:
+            if isinstance(self.payload, msgspec.Raw):
+                return msgspec.json.decode(self.payload, type=kind)
+            return msgspec.convert(self.payload, kind)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"the payload of the run {self.run!r} is another one: {error}") from error
+
 
 class Engine(Protocol):
     """Runs flows by name; a run is known by a name of its own."""
 
     def register(self, name: str, function: StepFunction) -> None:
         """Let flows call a step function by this name."""
+        ...
+
+    def function(self, name: str) -> StepFunction | None:
+        """The step function that is registered by a name; None where there is none."""
         ...
 
     def register_flow(self, name: str, function: FlowFunction) -> None:
@@ -156,8 +178,8 @@ class Engine(Protocol):
         """
         ...
 
-    async def status(self, run: str) -> RunStatus:
-        """How a run stands, whoever runs it. Raises `UnknownName`."""
+    async def status(self, run: str, *, steps: bool = True) -> RunStatus:
+        """How a run stands, whoever runs it; without its `steps` quicker by far. Raises `UnknownName`."""
         ...
 
     async def events(self, run: str, *, after: int = 0, limit: int = 1000, wait_s: float = 0) -> list[Logged]:
@@ -170,8 +192,8 @@ class Engine(Protocol):
     async def cancel(self, run: str, step: str | None = None, *, reason: str = "cancelled") -> bool:
         """Cancel a run, or one of its steps, whoever runs it; whether there was anything to cancel.
 
-        Returns when that is stored. Raises `UnknownName` for a step that is not there, or has not begun in a run that
-        nobody runs.
+        Returns when that is stored. In a run that nobody runs a step need not have begun, so that its name is not
+        checked there; in one that goes on `UnknownName` is raised for one that is not there.
         """
         ...
 
@@ -201,8 +223,15 @@ class Engine(Protocol):
         """
         ...
 
-    async def runs(self) -> list[RunStatus]:
-        """All runs that are known, the oldest first, without their steps."""
+    async def forget(self, run: str) -> None:
+        """Remove a run that does not go on, with its log. Raises `UnknownName`, `Conflict` while it goes on."""
+        ...
+
+    async def runs(self, *, payloads: bool = True) -> list[RunStatus]:
+        """All runs that are known, the oldest first, without their steps.
+
+        Without `payloads` these are not decoded, but `msgspec.Raw`, for `RunStatus.part`: quicker by far.
+        """
         ...
 
     async def aclose(self) -> None:

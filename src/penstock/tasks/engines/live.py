@@ -27,11 +27,11 @@ from penstock.tasks.engines.past import (
     fault_of,
     interrupted,
     outcome_of,
-    plain,
     reopening,
     unfinished,
 )
 from penstock.tasks.engines.teller import Teller
+from penstock.tasks.engines.values import Steps, kept, read
 from penstock.tasks.engines.writer import Runs, Writer
 from penstock.tasks.graph import Graph, needs_of
 from penstock.tasks.limits import Limits
@@ -40,11 +40,11 @@ from penstock.tasks.states import Blocked, End, Ended, Started, State
 from penstock.tasks.states import Change as Heard
 
 
-class _Order(msgspec.Struct, frozen=True, gc=False):
-    """What was said of a step when it was spawned."""
+class _Order(msgspec.Struct, gc=False):
+    """What was said of a step when it was spawned; its payload until it has succeeded."""
 
     function: StepFunction
-    payload: Json
+    payload: msgspec.Raw | None
     needs: tuple[str, ...]
     effects: bool
     keys: tuple[str, ...]
@@ -64,15 +64,13 @@ class LocalFlow:
         earlier: Mapping[str, Step],
         past: Past,
     ) -> None:
-        self.run, self.spec = run, spec
+        self.run, self.spec, self._runs = run, spec, runs
         self.value: Json = None
         self.task: asyncio.Task[None] | None = None
-        self._runs = runs
         self.writer = Writer(runs, run)
-        self._teller = Teller(runs, run, self.writer, self._stop)
+        self.teller = Teller(runs, run, self.writer, self._stop)
         self._functions, self._earlier = functions, dict(earlier)
-        self._emitted = past.emitted
-        self._emits = 0
+        self._emitted, self._emits = past.emitted, 0
         self._limits: tuple[int | None, Mapping[str, int]] = None, {}
         self._orders: dict[str, _Order] = {}
         self._recalled: dict[str, Step] = {}
@@ -90,25 +88,31 @@ class LocalFlow:
     @property
     def within(self) -> Run | None:
         """The run that hears what steps tell from now on, and the log."""
-        return self._teller.within
+        return self.teller.within
 
     @within.setter
     def within(self, run: Run | None) -> None:
-        self._teller.tell(run)
+        self.teller.tell(run)
 
     @property
     def cancelled(self) -> bool:
         """Whether the run was cancelled."""
         return self._reason is not None
 
-    def hear_from(self, offset: int) -> None:
-        """Tell what is behind an offset of the log."""
-        self._teller.offset = offset
+    @property
+    def broken(self) -> BaseException | None:
+        """What broke the run off, which is no failure of its flow."""
+        return self._error or self.writer.broken
 
     @property
     def steps(self) -> Mapping[str, Step]:
         """How the steps stand, those of an earlier process included."""
-        return {**self._earlier, **{step: self._stands(step) for step in self._orders}}
+        return Steps({**self._earlier, **{step: self._stands(step) for step in self._orders}})
+
+    def step_of(self, step: str) -> Step | None:
+        """How one step stands; None for one that is not there."""
+        found = self._stands(step) if step in self._orders else self._earlier.get(step)
+        return None if found is None else Step(found.state, read(found.value))
 
     def limit(self, total: int | None = None, each: Mapping[str, int] | None = None) -> None:
         """Bound how many steps run at once. Raises `UsageError` behind the first step, or for a limit below 1."""
@@ -136,7 +140,7 @@ class LocalFlow:
         if function not in self._functions:
             raise UnknownName(f"no step function {function!r} is registered: known are {sorted(self._functions)}")
         needs = needs_of(step, after, self._orders) if after else ()
-        given = payload if payload is None else plain(payload, f"the payload of the step {step!r}")
+        given = payload if payload is None else kept(payload, f"the payload of the step {step!r}")
         self._orders[step] = _Order(self._functions[function], given, needs, effects, tuple(keys), priority)
         if self._scheduler is not None:
             self._scheduler.add(step, needs, end=self._recall(step))
@@ -155,7 +159,7 @@ class LocalFlow:
                 await self._end_of(step)
         if not steps:
             await self.settled()
-        return {step: self._stands(step) for step in steps or self._orders}
+        return Steps({step: self._stands(step) for step in steps or self._orders})
 
     async def settled(self) -> None:
         """Wait until all that was spawned has ended. Raises what broke that off."""
@@ -179,7 +183,7 @@ class LocalFlow:
         if number < len(self._emitted):
             return self._emitted[number]
         self._check()
-        return await self.writer.write(Note(kind, plain(value, f"what is emitted as {kind!r}")))
+        return await self.writer.write(Note(kind, kept(value, f"what is emitted as {kind!r}")))
 
     async def cancel(self, reason: str, step: str | None = None) -> bool:
         """Cancel the run, or a step, and return when that is stored; whether there was anything to cancel."""
@@ -237,7 +241,7 @@ class LocalFlow:
             self._launching.cancel()
         if self._cancelling is not None:
             await asyncio.wait((self._cancelling,))
-        elif self._error or self.writer.broken or not complete:
+        elif self.broken or not complete:
             await self._interrupt()
         else:
             if error is not None and self._scheduler is not None:
@@ -247,12 +251,12 @@ class LocalFlow:
                 state, value = (RunState.SUCCEEDED, self.value) if error is None else (RunState.FAILED, fault_of(error))
                 await self.writer.write(Note(ENDED, {"state": state.value, "value": value}))
         self.writer.ring()
-        if (broken := self._error or self.writer.broken) is not None and broken is not error:
-            raise broken
+        if self.broken is not None and self.broken is not error:
+            raise self.broken
 
     async def told(self, *, complete: bool) -> None:
         """Wait until the log is told to the end, or leave it where that is of no use."""
-        await self._teller.aclose(complete=complete)
+        await self.teller.aclose(complete=complete)
 
     async def _interrupt(self) -> None:
         if self._driver is not None and not self._driver.done():
@@ -282,8 +286,8 @@ class LocalFlow:
             self._driver.cancel("interrupted")
 
     def _check(self) -> None:
-        if (error := self._error or self.writer.broken) is not None:
-            raise error
+        if self.broken is not None:
+            raise self.broken
 
     def _started(self) -> Scheduler:
         """The scheduler, which has all that was spawned."""
@@ -329,21 +333,26 @@ class LocalFlow:
         earlier = self._earlier.pop(step, None)
         if earlier is not None and earlier.state not in (PENDING, RUNNING):
             self._recalled[step] = earlier
+            if earlier.state == SUCCEEDED:
+                self._orders[step].payload = None
             if (end := outcome_of(step, earlier)) is not None:
                 return end
         return None if self._reason is None else Cancelled(self._reason)
 
-    async def _work(self, step: str) -> Json:
+    async def _work(self, step: str) -> msgspec.Raw | None:
         order, outcomes = self._orders[step], self._outcomes
         if order.effects:
             await self.writer.write(Change(step, RUNNING, EFFECTS))
-        results: dict[str, Any] = {need: outcomes[need].result for need in order.needs}  # type: ignore[union-attr]
-        call, within = Call(self.run, step, order.payload, results), self._teller.within
+        results: dict[str, Any] = {
+            need: None if (given := outcomes[need].result) is None else read(given)  # type: ignore[union-attr]
+            for need in order.needs
+        }
+        call, within = Call(self.run, step, read(order.payload), results), self.teller.within
         if within is None:
             value = await execute(order.function, call)
         else:
             value = await order.function(call, within.child(step))
-        return value if value is None else plain(value, f"what the step {step!r} gave")
+        return value if value is None else kept(value, f"what the step {step!r} gave")
 
     def _commit(self, batch: Sequence[Ended]) -> asyncio.Future[int] | None:
         return self.writer.commit([change_of(ended.task, ended.end) for ended in batch])
@@ -354,7 +363,9 @@ class LocalFlow:
             if not self._orders[step].effects:
                 self.writer.add(Change(step, RUNNING))
         elif isinstance(heard, Ended):
-            if type(heard.end) is Blocked and step not in self._recalled:
+            if type(heard.end) is Finished:
+                self._orders[step].payload = None
+            elif type(heard.end) is Blocked and step not in self._recalled:
                 self.writer.add(change_of(step, heard.end))
             if step in self._awaited:
                 _wake(self._awaited.pop(step))
@@ -379,10 +390,8 @@ class LocalFlow:
             return Step(RUNNING, EFFECTS if self._orders[step].effects else None) if running else Step(PENDING)
         if step in self._recalled:
             return self._recalled[step]
-        if type(end) is Finished:
-            return Step(SUCCEEDED, end.result)
-        ended = change_of(step, end)
-        return Step(ended.state, ended.value)
+        ended = Step(SUCCEEDED, end.result) if type(end) is Finished else change_of(step, end)
+        return ended if isinstance(ended, Step) else Step(ended.state, ended.value)
 
 
 def _wake(futures: Iterable[asyncio.Future[None]]) -> None:

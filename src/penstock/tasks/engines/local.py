@@ -21,11 +21,11 @@ from penstock.tasks.engines.past import (
     cancelling,
     interrupted,
     past_of,
-    plain,
     reopening,
     status_of,
 )
 from penstock.tasks.engines.requests import Asked, Post
+from penstock.tasks.engines.values import plain
 from penstock.tasks.engines.writer import Runs
 
 POLL_S = 0.1
@@ -57,7 +57,7 @@ class _Life:
             finally:
                 await self._live.told(complete=complete or self._live.cancelled)
             leaving.result()
-        return self._quiet and complete
+        return self._quiet and complete and self._live.broken is None
 
 
 class LocalEngine:
@@ -74,6 +74,7 @@ class LocalEngine:
         self._flows: dict[str, FlowFunction] = {}
         self._lives: dict[str, LocalFlow] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stuck: dict[str, StoreFailed] = {}
         self._taking = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -85,6 +86,10 @@ class LocalEngine:
     def register(self, name: str, function: StepFunction) -> None:
         """Let flows call a step function by this name."""
         self._functions[name] = function
+
+    def function(self, name: str) -> StepFunction | None:
+        """The step function that is registered by a name; None where there is none."""
+        return self._functions.get(name)
 
     def register_flow(self, name: str, function: FlowFunction) -> None:
         """Let runs be started of a flow by this name."""
@@ -135,14 +140,15 @@ class LocalEngine:
             raise UsageError(f"the run {run!r} was not started here: start it, or ask for its status")
         return status
 
-    async def status(self, run: str) -> RunStatus:
+    async def status(self, run: str, *, steps: bool = True) -> RunStatus:
         """How a run stands, whoever runs it: of its steps those that have begun. Raises `UnknownName`."""
         await self._flush(run)
-        return status_of(await self._runs.look(run))
+        return status_of(await self._runs.look(run, steps=steps))
 
-    async def runs(self) -> list[RunStatus]:
-        """All runs that are known, the oldest first, without their steps."""
-        return [status_of(look) for look in await self._runs.looks()]
+    async def runs(self, *, payloads: bool = True) -> list[RunStatus]:
+        """All runs that are known, the oldest first, without their steps; quicker without their `payloads`."""
+        await self._unstick()
+        return [status_of(look) for look in await self._runs.looks(raw=not payloads)]
 
     async def events(self, run: str, *, after: int = 0, limit: int = 1000, wait_s: float = 0) -> list[Logged]:
         """What is logged of a run behind an offset, waited for at most `wait_s` seconds. Raises `UnknownName`."""
@@ -188,6 +194,15 @@ class LocalEngine:
         async with self._taking:
             await self._at_rest(run, back)
 
+    async def forget(self, run: str) -> None:
+        """Remove a run that does not go on, with its log. Raises `UnknownName`, `Conflict` while it goes on."""
+        async with self._taking:
+            if run in self._lives:
+                raise Conflict(f"the run {run!r} goes on here: wait for it, or cancel it", code="in_progress")
+            await self._unstick()
+            await self._runs.remove(run)
+            self._tasks.pop(run, None)
+
     async def aclose(self) -> None:
         """Interrupt what runs here, so that it can be started again, and close the journal."""
         tasks = [task for task in self._tasks.values() if not task.done()]
@@ -205,7 +220,8 @@ class LocalEngine:
     async def _take(self, run: str, spec: Json, *, reopen: Literal[False]) -> LocalFlow | None: ...
     async def _take(self, run: str, spec: Json, *, reopen: bool) -> LocalFlow | None:
         """Take a run and what an earlier process left of it; None for one that has ended, unless it is reopened."""
-        steps = await self._runs.begin(run, spec, (), transitions=LEGAL)
+        await self._unstick()
+        steps = await self._runs.begin(run, spec, (), transitions=LEGAL, raw=True)
         taken = False
         try:
             look = await self._runs.look(run, steps=False)
@@ -216,7 +232,7 @@ class LocalEngine:
             await self._runs.write(run, *([Note(REOPENED)] if past.ended else []), *changes)
             steps.update((each.step, Step(each.state, each.value)) for each in changes)
             live = LocalFlow(run, spec, self._runs, functions=self._functions, earlier=steps, past=past)
-            live.hear_from(look.offset - 1)
+            live.teller.offset = look.offset - 1
             taken = True
         finally:
             if not taken:
@@ -227,8 +243,17 @@ class LocalEngine:
         return live
 
     async def _live(self, live: LocalFlow, function: FlowFunction) -> None:
-        async with _Life(live, self._leave, quiet=True):
-            live.value = plain(await function(live, live.spec["payload"]), f"what the run {live.run!r} gave")
+        broken = True
+        try:
+            async with _Life(live, self._leave, quiet=True):
+                live.value = plain(await function(live, live.spec["payload"]), f"what the run {live.run!r} gave")
+            broken = False
+        except asyncio.CancelledError:
+            broken = not live.cancelled
+            raise
+        finally:  # what broke a run off is kept for `wait`; a new life may have begun by now
+            if not broken and self._tasks.get(live.run) is live.task:
+                del self._tasks[live.run]
 
     async def _leave(self, live: LocalFlow, error: BaseException | None, *, complete: bool) -> None:
         """Store how a run ended, and give it back."""
@@ -237,36 +262,65 @@ class LocalEngine:
         finally:
             if self._post is not None:
                 await self._post.answered(live.run)
-            with suppress(StoreFailed):  # the claim ends with the process
-                await self._runs.release(live.run)
+            await self._release(live.run)
             del self._lives[live.run]
             live.over.set()
             if not self._lives and self._post is not None:
                 self._post.rest()
 
+    async def _release(self, run: str) -> None:
+        try:
+            await self._runs.release(run)
+        except StoreFailed as error:
+            self._stuck[run] = error
+
+    async def _unstick(self) -> None:
+        """Give back what could not be given back: else it would seem to go on as long as this process does."""
+        for run in [*self._stuck]:
+            if self._stuck.pop(run, None) is not None:
+                await self._release(run)
+
     async def _flush(self, run: str) -> None:
+        await self._unstick()
         if (live := self._lives.get(run)) is not None:
             await live.writer.flush()
 
     async def _ask(self, run: str, asked: Asked) -> bool:
         """Do what is asked of a run where it is: here, in the process that holds it, or at rest."""
         while True:
+            await self._unstick()
+            if run in self._stuck:
+                raise self._stuck[run]
             async with self._taking:
                 live = self._lives.get(run)
-                if live is None and (await self._runs.look(run, steps=False)).process is None:
+                before = None if live is not None else await self._runs.look(run, steps=False)
+                if before is not None and before.process is None:
                     with suppress(Conflict):  # another process was faster
                         return await self._at_rest(run, lambda look: self._change(look, asked))
             if live is not None and not live.closed:
                 return await obey(live, asked)
             if live is not None:
                 await live.over.wait()
-            elif self._post is not None and (answer := await self._post.ask(run, asked)) is not None:
-                return answer
+            elif before is not None and self._post is not None:
+                answer = await self._post.ask(run, asked)
+                if answer is None and await self._done(before, asked):
+                    return True
+                if answer is not None:
+                    return answer
+
+    async def _done(self, before: Look, asked: Asked) -> bool:
+        """Whether a process that could not say so any more did what was asked of it since it was looked at."""
+        after = before.offset
+        while entries := await self._runs.events(before.name, after=after):
+            if any(asked.done_by(entry) for entry in entries):
+                return True
+            after = entries[-1].offset
+        return False
 
     async def _at_rest(self, run: str, change: Callable[[Look], Awaitable[Value]]) -> Value:
         """Take a run that nobody holds, change it, and give it back."""
         spec = (await self._runs.look(run, steps=False)).spec
-        await self._runs.begin(run, spec, (), transitions=LEGAL)
+        await self._runs.begin(run, spec, (), transitions=LEGAL, raw=True)
         try:
             return await change(await self._runs.look(run))
         finally:
@@ -278,8 +332,11 @@ class LocalEngine:
         if asked.what == "cancel":
             changes += [] if ended else cancelling(look.steps, asked.reason, asked.step)
         elif asked.what == "retry":
+            left = interrupted(look.steps)
             changes += [Note(REOPENED)] if ended else []
-            changes += reopening(look.steps, asked.step or "")
+            changes += left
+            stand = {**look.steps, **{each.step: Step(each.state, each.value) for each in left}}
+            changes += reopening(stand, asked.step or "")
         else:
             raise UsageError(f"the run {look.name!r} does not go on: start it first")
         if changes:

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from time import time
 from typing import Any
 
+import msgspec
+
 from penstock.errors import Conflict, UnknownName, UsageError
+from penstock.store.log import decoded, encoded
 from penstock.store.steps import (
     ABSENT,
     BEGUN,
@@ -21,6 +24,7 @@ from penstock.store.steps import (
     Step,
     Transitions,
 )
+from penstock.tasks.engines.values import read
 
 
 class _Kept:
@@ -28,7 +32,7 @@ class _Kept:
 
     __slots__ = ("at", "entries", "held", "spec")
 
-    def __init__(self, spec: Any) -> None:
+    def __init__(self, spec: bytes) -> None:
         self.spec, self.at, self.held = spec, time(), True
         self.entries: list[tuple[float, Change | Note]] = []
 
@@ -44,25 +48,25 @@ class _Kept:
     def logged(self, after: int, limit: int) -> list[Logged]:
         found = enumerate(self.entries[after : after + limit], after + 1)
         return [
-            Logged(offset, at, one.step, one.state, None, one.value)
+            Logged(offset, at, one.step, one.state, None, read(one.value))
             if isinstance(one, Change)
-            else Logged(offset, at, one.step, None, one.kind, one.value)
+            else Logged(offset, at, one.step, None, one.kind, read(one.value))
             for offset, (at, one) in found
         ]
 
-    def look(self, run: str, *, steps: bool) -> Look:
+    def look(self, run: str, *, steps: bool = False, raw: bool = False) -> Look:
         entries = enumerate(self.entries, 1)
         return Look(
             name=run,
-            spec=self.spec,
+            spec=msgspec.Raw(self.spec) if raw else decoded(self.spec),
             at=self.at,
             offset=len(self.entries),
             notes=[
-                Logged(offset, at, None, None, one.kind, one.value)
+                Logged(offset, at, None, None, one.kind, read(one.value))
                 for offset, (at, one) in entries
                 if isinstance(one, Note) and one.step is None
             ],
-            steps=self.steps() if steps else {},
+            steps={name: Step(step.state, read(step.value)) for name, step in self.steps().items()} if steps else {},
             process=0 if self.held else None,
         )
 
@@ -80,14 +84,15 @@ class Memory:
         steps: Iterable[str],  # noqa: ARG002 as a journal's
         *,
         transitions: Transitions = TRANSITIONS,  # noqa: ARG002
+        raw: bool = False,  # noqa: ARG002  # they are as they were written
     ) -> dict[str, Step]:
         """Take a run, and give its steps. Raises `Conflict` as a journal does."""
-        kept = self._runs.get(run)
+        kept, body = self._runs.get(run), encoded(spec) or b"null"
         if kept is None:
-            kept = self._runs[run] = _Kept(spec)
+            kept = self._runs[run] = _Kept(body)
             kept.add([Note(BEGUN)])
             return {}
-        if kept.spec != spec:
+        if kept.spec != body:
             text = f"the run {run!r} was begun with another spec: begin this one under another name"
             raise Conflict(text, code="idempotency_conflict")
         if kept.held:
@@ -99,6 +104,12 @@ class Memory:
     async def release(self, run: str) -> None:
         """Give a run back."""
         self._kept(run).held = False
+
+    async def remove(self, run: str) -> None:
+        """Remove a run with its log. Raises `UnknownName`, `Conflict` for one that is held."""
+        if self._kept(run).held:
+            raise Conflict(f"the run {run!r} goes on: wait for it, or cancel it", code="in_progress")
+        del self._runs[run]
 
     def write(self, run: str, *changes: Change | Note, at_once: bool = False) -> asyncio.Future[int]:  # noqa: ARG002
         """Log changes and notes: the offset of the last."""
@@ -121,16 +132,17 @@ class Memory:
         """How a run stands. Raises `UnknownName`."""
         return self._kept(run).look(run, steps=steps)
 
-    async def looks(self) -> list[Look]:
-        """All runs, the oldest first, without their steps."""
-        return [kept.look(run, steps=False) for run, kept in self._runs.items()]
+    async def looks(self, *, raw: bool = False) -> list[Look]:
+        """All runs, the oldest first, without their steps; their specs not decoded if they are wanted `raw`."""
+        return [kept.look(run, raw=raw) for run, kept in self._runs.items()]
 
     async def events(self, run: str, *, after: int = 0, limit: int = 1000) -> list[Logged]:
         """The log of a run behind an offset. Raises `UnknownName`."""
         return self._kept(run).logged(after, limit)
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Forget all runs."""
+        self._runs.clear()
 
     def _kept(self, run: str) -> _Kept:
         if run not in self._runs:

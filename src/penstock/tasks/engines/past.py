@@ -9,7 +9,6 @@ import msgspec
 
 from penstock.errors import TaskFailed, UnknownName, UsageError
 from penstock.outcome import Cancelled, Failed, Finished, Outcome
-from penstock.store.log import decoded, encoded
 from penstock.store.steps import (
     ABSENT,
     BEGUN,
@@ -30,6 +29,7 @@ from penstock.store.steps import (
     Transitions,
 )
 from penstock.tasks.engines import Json, RunState, RunStatus
+from penstock.tasks.engines.values import plain, read
 from penstock.tasks.results import Fault
 from penstock.tasks.states import End
 
@@ -57,6 +57,13 @@ EFFECTS: Final = {"effects": True}
 
 _Offsets = tuple[int, Any] | None
 """Offsets, the last first, each with those before it."""
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """What a run is stored with, its payload not read."""
+
+    flow: str
+    payload: msgspec.Raw
 
 
 class Past(msgspec.Struct, frozen=True):
@@ -106,25 +113,22 @@ def _after(now: Past, note: Logged, history: list[tuple[int, Past]]) -> Past:
 def status_of(look: Look) -> RunStatus:
     """A run as it is told to those who ask."""
     past = past_of(look.notes)
+    if isinstance(look.spec, msgspec.Raw):
+        spec = msgspec.json.decode(look.spec, type=Spec)
+        flow, payload = spec.flow, spec.payload
+    else:
+        flow, payload = look.spec["flow"], look.spec["payload"]
     going = RunState.PAUSED if past.paused else RunState.RUNNING
     return RunStatus(
         run=look.name,
-        flow=look.spec["flow"],
-        payload=look.spec["payload"],
+        flow=flow,
+        payload=payload,
         state=past.ended or (RunState.INTERRUPTED if look.process is None else going),
         value=past.value,
         steps=look.steps,
         offset=look.offset,
         at=look.at,
     )
-
-
-def plain(value: Any, what: str) -> Json:
-    """A value as it is once it was written as JSON and read. Raises `UsageError` for one that is none."""
-    try:
-        return decoded(encoded(value))
-    except UsageError as error:
-        raise UsageError(f"{what} is no JSON: {error}") from error
 
 
 def fault_of(error: BaseException) -> Json:
@@ -144,7 +148,7 @@ def unfinished(code: str, message: str, details: Json = None) -> Json:
 
 def failed_of(step: str, value: Json) -> TaskFailed:
     """The error of a step, from what is stored of it."""
-    fault = msgspec.convert(value, Fault)
+    fault = msgspec.convert(read(value), Fault)
     return TaskFailed(
         fault.message or f"the step {step!r} failed",
         code=fault.code or "agent_failed",
@@ -171,28 +175,28 @@ def change_of(step: str, end: End) -> Change:
     if isinstance(end, Cancelled):
         return Change(step, CANCELLED, unfinished("cancelled", end.reason))
     through = "" if end.via == end.by else f", through {end.via!r}"
-    text = f"the step {step!r} needs {end.by!r}{through}, which did not succeed: retry that one"
+    text = f"{step!r} needs {end.by!r}{through}, which did not succeed: retry that one"
     return Change(step, BLOCKED, unfinished("blocked", text, {"by": end.by, "via": end.via}))
 
 
 def interrupted(steps: Mapping[str, Step]) -> list[Change]:
     """What became of the steps that were interrupted while they ran."""
     return [
-        _doubtful(name) if step.value else Change(name, PENDING)
+        _doubtful(name) if step.value is not None else Change(name, PENDING)
         for name, step in steps.items()
         if step.state == RUNNING
     ]
 
 
 def _doubtful(step: str) -> Change:
-    text = f"the step {step!r} was interrupted, and may have had its effects: look, then retry it"
+    text = f"{step!r} was interrupted, and may have had its effects: look, then retry it"
     return Change(step, UNKNOWN, unfinished("outcome_unknown", text))
 
 
 def cancelling(steps: Mapping[str, Step], reason: str, step: str | None) -> list[Change | Note]:
-    """What cancels a run that nobody runs, or one of its steps; nothing where it has ended. Raises `UnknownName`."""
+    """What cancels a run that nobody runs, or one of its steps, begun or not; nothing where that has ended."""
     if step is not None and step not in steps:
-        raise UnknownName(f"the step {step!r} has not begun: start the run, then cancel it")
+        return [Change(step, CANCELLED, unfinished("cancelled", reason))]
     given_up = {
         name: Change(name, CANCELLED, unfinished("cancelled", reason))
         for name, now in steps.items()
@@ -209,8 +213,10 @@ def reopening(steps: Mapping[str, Step], step: str) -> list[Change]:
     """What takes back the end of a step, and of those it blocked. Raises `UsageError` where that cannot be."""
     now = steps.get(step)
     if now is None:
-        raise UnknownName(f"there is no step {step!r}, or it has not begun")
+        raise UnknownName(f"there is no {step!r}, or it has not begun")
     if now.state not in (FAILED, CANCELLED, UNKNOWN):
-        raise UsageError(f"the step {step!r} is {now.state}: only one that failed or was cancelled is retried")
-    blocked = [name for name, other in steps.items() if other.state == BLOCKED and other.value["details"]["by"] == step]
+        raise UsageError(f"{step!r} is {now.state}: only one that failed or was cancelled is retried")
+    blocked = [
+        name for name, other in steps.items() if other.state == BLOCKED and read(other.value)["details"]["by"] == step
+    ]
     return [Change(name, PENDING) for name in (step, *blocked)]

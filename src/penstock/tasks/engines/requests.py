@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
-from penstock.errors import PenstockError, StoreFailed, UnknownName, UsageError
+from penstock.errors import Conflict, PenstockError, StoreFailed, TaskFailed, UnknownName, UsageError
 from penstock.store.journal import Journal
+from penstock.store.steps import CANCELLED, PENDING, Logged
 from penstock.tasks.engines import Json
-from penstock.tasks.engines.past import fault_of
+from penstock.tasks.engines.past import ENDED, fault_of
+from penstock.tasks.results import Fault
 
 ATTEND_S = 0.5
 POLL_S = 0.05
+PATIENCE_S = 30.0  # for an answer of a process that lives
 
 
 class Asked(msgspec.Struct, frozen=True):
     """What is asked of a run: to `cancel` it, or a step, to `retry` a step, to `pause` or to `resume`."""
 
-    what: str
+    what: Literal["cancel", "retry", "pause", "resume"]
     step: str | None = None
     reason: str = ""
 
+    def done_by(self, entry: Logged) -> bool:
+        """Whether an entry of the log says that this was done."""
+        if self.what == "cancel" and self.step is None:
+            return entry.kind == ENDED and entry.value["state"] == CANCELLED
+        state = {"cancel": CANCELLED, "retry": PENDING}.get(self.what)
+        return state is not None and (entry.step, entry.state) == (self.step, state)
+
+
+ERRORS: Mapping[str, Callable[[Fault], PenstockError]] = {
+    "Conflict": lambda fault: Conflict(fault.message, code=fault.code),
+    "StoreFailed": lambda fault: StoreFailed(fault.message),
+    "TaskFailed": lambda fault: TaskFailed(
+        fault.message, code=fault.code or "agent_failed", details=fault.details, retryable=fault.retryable
+    ),
+    "UnknownName": lambda fault: UnknownName(fault.message),
+}
+"""The errors that an answer may hold besides a `UsageError`."""
 
 Obey: TypeAlias = Callable[[str, Asked], Awaitable[bool | None]]
 
@@ -39,18 +59,26 @@ class Post:
         self._last = 0
 
     async def ask(self, run: str, asked: Asked) -> bool | None:
-        """Ask the process that holds a run: its answer, or None where it holds it no more. Raises what it raised."""
+        """Ask the process that holds a run: its answer, or None where it holds it no more.
+
+        Raises what it raised, and `Conflict` (`in_progress`) where it lives but says nothing.
+        """
+        until = asyncio.get_running_loop().time() + PATIENCE_S
         number = await self._journal.request(run, msgspec.to_builtins(asked))
         while True:
-            held = (await self._journal.look(run, steps=False)).process is not None
+            holder = (await self._journal.look(run, steps=False)).process
             there, answer = await self._journal.answered(number)
             if answer is not None:
                 return _understood(answer)
             if not there:
                 return None
-            if not held:  # and a run is not given back before what was begun of it is answered
+            if holder is None:  # and a run is not given back before what was begun of it is answered
                 await self._journal.withdraw(number)
                 return None
+            if asyncio.get_running_loop().time() > until:
+                await self._journal.withdraw(number)
+                text = f"the process {holder}, which runs {run!r}, does not answer: is it stopped? wake it or end it"
+                raise Conflict(text, code="in_progress")
             await asyncio.sleep(POLL_S)
 
     def attend(self) -> None:
@@ -92,17 +120,29 @@ class Post:
 
     async def _do(self, number: int, run: str, body: Json) -> None:
         try:
-            done = await self._obey(run, msgspec.convert(body, Asked))
+            done = await self._obey(run, _asked(body))
         except PenstockError as error:
-            await self._journal.answer(number, {"fault": fault_of(error)})
+            answer = {"fault": fault_of(error)}
         else:
-            if done is not None:
-                await self._journal.answer(number, {"done": done})
+            answer = {"done": done}
+        if answer.get("done", True) is not None:
+            with suppress(StoreFailed):  # whoever asks looks whether it was done when the run is given back
+                await self._journal.answer(number, answer)
+
+
+def _asked(body: Json) -> Asked:
+    """What is asked, unless that is something which only another version knows."""
+    try:
+        return msgspec.convert(body, Asked)
+    except msgspec.ValidationError as error:
+        text = f"the process that runs it does not know what {body!r:.200} asks for: is it of another version?"
+        raise UsageError(f"{text} ({error})") from error
 
 
 def _understood(answer: Json) -> bool:
     fault = answer.get("fault")
     if fault is None:
         return bool(answer["done"])
-    errors: dict[str, type[PenstockError]] = {"UnknownName": UnknownName, "StoreFailed": StoreFailed}
-    raise errors.get(fault["type"], UsageError)(fault["message"])
+    known = msgspec.convert(fault, Fault)
+    error = ERRORS.get(known.type)
+    raise UsageError(known.message) if error is None else error(known)

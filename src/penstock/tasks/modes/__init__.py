@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -10,14 +10,20 @@ import msgspec
 
 from penstock.messages import Usage
 from penstock.tasks.agents import AgentConfig
+from penstock.tasks.results import Review
 from penstock.tasks.task import AgentTask
+
+
+def _untold(_: Review) -> None:
+    pass
 
 
 class Work(msgspec.Struct, frozen=True):
     """A task as an agent is given it, with the outputs of the tasks it depends on.
 
     `feedback` is what a review asks, and `last` what the agent gave before that; `schema` is the JSON schema that the
-    output should fit, of a verdict for one.
+    output should fit, of a verdict for one. `judged` is told what reviewers say of it. The task has
+    `timeout_s` seconds in all.
     """
 
     task: AgentTask
@@ -26,6 +32,8 @@ class Work(msgspec.Struct, frozen=True):
     feedback: tuple[str, ...] = ()
     last: Any = None
     schema: Mapping[str, Any] | None = None
+    judged: Callable[[Review], None] = _untold
+    timeout_s: float | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):

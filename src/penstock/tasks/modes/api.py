@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from penstock.errors import BadAnswer, Refused, UnknownName, UsageError
@@ -15,12 +15,14 @@ from penstock.tasks.registry import provider_of
 
 Chat: TypeAlias = Executor[ChatRequest, ChatReply]
 Llms: TypeAlias = Callable[[AgentConfig], Chat]
+Asking: TypeAlias = Callable[[AgentConfig, Chat], Executor[Work, Answer]]
+"""Makes the executor of an agent's work from its LLM."""
 
 CUT = "\n[cut: the model reached its limit of tokens]"
 """What ends an answer that a limit of tokens cut, so that nobody takes it for a whole one."""
 
 
-def api(llm: Chat) -> Executor[Work, Answer]:
+def api(agent: AgentConfig, llm: Chat) -> Executor[Work, Answer]:  # noqa: ARG001  # each work names its agent
     """The executor of agents that this LLM works for: the answer is its text.
 
     Raises `Refused` where a content rule stopped the model, and `BadAnswer` where it gave no text.
@@ -28,20 +30,20 @@ def api(llm: Chat) -> Executor[Work, Answer]:
 
     async def call(work: Work, run: Run, /) -> Answer:
         agent = work.agent
-        request = ChatRequest(model=agent.model, messages=messages_of(work), params=fields_of(work))
+        request = ChatRequest(model=agent.model, messages=messages_of(work), params=fields_of(work.agent, work.schema))
         return Answer(_text(await llm(request, run), agent, getattr(llm, "provider", "")), agent.name)
 
     return call
 
 
-def fields_of(work: Work) -> dict[str, Any]:
+def fields_of(agent: AgentConfig, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The fields of the request: the schema to fit, the agent's `params`, its temperature and limit of tokens.
 
     A `response_format` among the params wins, for services that know no schemas.
     """
-    agent, fields = work.agent, dict[str, Any]()
-    if work.schema is not None:
-        form = {"name": "answer", "strict": True, "schema": work.schema}
+    fields = dict[str, Any]()
+    if schema is not None:
+        form = {"name": "answer", "strict": True, "schema": schema}
         fields["response_format"] = {"type": "json_schema", "json_schema": form}
     said = {"temperature": agent.temperature, "max_tokens": agent.max_tokens}
     return {**fields, **agent.params, **{name: value for name, value in said.items() if value is not None}}

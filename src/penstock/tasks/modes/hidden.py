@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from penstock.messages import is_array, is_object
@@ -14,15 +14,19 @@ _MARK = "***"
 
 
 class Hidden:
-    """Hides the values of variables, those of eight characters or more, and any eight characters of them."""
+    """Hides the values of variables, those of eight characters or more, and any eight characters of them.
 
-    def __init__(self, values: Mapping[str, str]) -> None:
+    So it does with secrets, which have no names.
+    """
+
+    def __init__(self, values: Mapping[str, str], secrets: Iterable[Secret] = ()) -> None:
         self._values = [(f"[{name}]", value) for name, value in values.items() if len(value) >= LEAK]
         self._secrets = [
             (shown, Secret(part, origin="env://"), "*" in part)
             for shown, value in self._values
             for part in _PRINTABLE.findall(value)
         ]
+        self._nameless = tuple(secrets)
 
     def text(self, text: str) -> str:
         """The text with the names of variables in brackets where their values stood."""
@@ -33,11 +37,13 @@ class Hidden:
                 text = secret.scrub(text)
             else:
                 text = _MARK.join(secret.scrub(part).replace(_MARK, shown) for part in text.split(_MARK))
+        for secret in self._nameless:
+            text = secret.scrub(text)
         return text
 
     def json(self, value: Any) -> Any:
         """A JSON value with all its texts as `text` gives them, names of fields too."""
-        if not self._values:
+        if not (self._values or self._nameless):
             return value
         if isinstance(value, str):
             return self.text(value)

@@ -18,8 +18,8 @@ from penstock.tasks.prompt import text_of
 Ask: TypeAlias = Callable[[str], Awaitable[str]]
 """Given what a person must do, gives what the person answers."""
 
-HINT = "Write the result, then an empty line, or one with a single dot."
-GONE = "\n(No longer needed: somebody else did it, or it was cancelled.)\n"
+HINT = "Write the result, then an empty line, or one with a single dot. Without a result the task fails."
+GONE = "\n(No longer needed: somebody else did it, it was cancelled, or its time is over.)\n"
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
@@ -72,6 +72,7 @@ def told(work: Work) -> str:
         *_listed("It is done when", task.success_criteria),
         *(f"{name}:\n{_indented(text_of(value))}" for name, value in given.items()),
         *_listed("It was checked, and this is still missing", work.feedback),
+        *([] if work.timeout_s is None else [f"The task has {work.timeout_s:g} s in all; then it fails."]),
     ]
     return "\n\n".join(parts)
 
