@@ -138,14 +138,14 @@ WRONG: dict[str, tuple[str, int | None, str, str]] = {
         f"{TASK}depends_on: [begni]\n  - {{id: begin, description: x}}",
         6,
         "tasks[0].depends_on[0]",
-        "no task 'begni': did you mean 'begin'",
+        "needs 'begni', which is no task: did you mean 'begin'",
     ),
-    "a need of itself": (f"{TASK}depends_on: [a]", 6, "tasks[0].depends_on", "'a' -> 'a'"),
+    "a need of itself": (f"{TASK}depends_on: [a]", 6, "tasks[0].depends_on[0]", "a -> a "),
     "a circle": (
         f"{HEAD}tasks:\n  - {{id: z, {NEEDS}: [b]}}\n  - {{id: a, {NEEDS}: [b]}}\n  - {{id: b, {NEEDS}: [a]}}",
         5,
-        "tasks[1].depends_on",
-        "'a' -> 'b' -> 'a' (each needs the next)",
+        "tasks[1].depends_on[0]",
+        "a -> b -> a (each needs the next)",
     ),
     "unknown agent": (f"{TASK}agent: v", 6, "tasks[0].agent", "no agent 'v': known are 'off', 'team', 'w'"),
     "agent misspelt": (f"{TASK}agent: taem", 6, "tasks[0].agent", "did you mean 'team'"),
@@ -155,10 +155,15 @@ WRONG: dict[str, tuple[str, int | None, str, str]] = {
         f"{TASK}agent: w\n    capabilities: [writing, law]",
         7,
         "tasks[0].capabilities[1]",
-        "'w' lacks the capability 'law': it has 'writing'",
+        "'w' lacks 'law', which the task 'a' asks for: it has 'writing'",
     ),
     "unknown capability": (f"{TASK}capabilities: [writin]", 6, "tasks[0].capabilities[0]", "did you mean 'writing'"),
-    "no agent has both": (f"{TASK}capabilities: [writing, checks]", 6, "tasks[0].capabilities", "has all of 'writing'"),
+    "no agent has both": (
+        f"{TASK}capabilities: [writing, checks]",
+        6,
+        "tasks[0].capabilities",
+        "no agent with 'writing', 'checks'",
+    ),
     "unknown reviewer": (f"{TASK}review: v", 6, "tasks[0].review", "no agent 'v'"),
     "unknown default": (f"{TASK}\ndefaults: {{agent: v}}", 7, "defaults.agent", "no agent 'v'"),
     "disabled default": (f"{TASK}\ndefaults: {{review: 'off'}}", 7, "defaults.review", "is disabled"),
@@ -202,7 +207,7 @@ def test_case_27_a_wrong_project_is_refused_with_line_and_key(
 
 
 def test_a_project_without_agents_is_told_what_to_write(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="write agents, such as") as caught:
+    with pytest.raises(ConfigError, match="write one, such as") as caught:
         read(tmp_path, "name: p\ntasks: [{id: a, description: x}]")
     assert caught.value.key == "tasks[0]"
 

@@ -36,7 +36,7 @@ def converse(prompt: str | None, *, model: str | None, system: str | None, as_js
     _check(text)
     catalog = Catalog(load(config, os.environ), os.environ)
     with asyncio.Runner() as runner:
-        name = model or runner.run(usual_model(catalog))
+        name = catalog.meant(model) if model else runner.run(usual_model(catalog))
         talk = Talk(catalog, name, system=system)
         if interactive:
             return _loop(runner, talk)

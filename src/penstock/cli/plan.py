@@ -41,7 +41,7 @@ def plan(goal: str, *, model: str | None, config: str | None, output: str | None
     catalog = Catalog(settings, os.environ)
     configured = [agent.config for agent in settings.agents]
     with asyncio.Runner() as runner:
-        name = model or runner.run(usual_model(catalog))
+        name = catalog.meant(model) if model else runner.run(usual_model(catalog))
         agents = configured or [_alone(catalog, name)]
         spec = runner.run(proposed(goal, catalog.find(name), agents, model=name))
     found = _written(spec, () if configured else agents)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,19 +13,19 @@ from penstock.config.models import DEMO, ModelSettings, Params, RetrySettings
 from penstock.config.providers import lacks_key, offered_llm
 from penstock.config.section import FromEnvironment, Name, Section, number
 from penstock.config.values import Address, Count, Flag, Money, Seconds, Text
-from penstock.errors import ConfigError, NotFound, UsageError
+from penstock.errors import ConfigError, CyclicPlan, NotFound, UsageError
 from penstock.llms import LLMS
 from penstock.llms.lookup import PROVIDERS
 from penstock.llms.services import SERVICES
 from penstock.messages import AgentType
 from penstock.tasks.agents import AgentConfig
+from penstock.tasks.graph import graph_of, near, path_of
 
 if TYPE_CHECKING:
     from penstock.config.document import Path as Place
     from penstock.config.problems import Source
     from penstock.config.settings import Settings
 
-SHOWN = 20
 PACE = "pace_s"
 """The one of `params` that the demo model takes: its pause between two words, in seconds."""
 _SLOWEST_S = 10.0
@@ -41,13 +40,6 @@ def _provider(value: Any) -> Any:
     raise ValueError(
         f"no such provider: {near('', known)}" if hidden else f"no provider {value!r}: {near(value, known)}"
     )
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """What to write in place of a name that is not known."""
-    names = sorted(known)
-    found = get_close_matches(name, names, 1, 0.6)
-    return f"did you mean {found[0]!r}?" if found else f"known are {', '.join(map(repr, names)) or 'none'}"
 
 
 class SpendSettings(Section):
@@ -84,6 +76,7 @@ class AgentSettings(Section):
     temperature: Annotated[float, Field(ge=0, le=2), BeforeValidator(number)] | None = None
     max_tokens: Count | None = None
     params: Params = Field(default_factory=dict)
+    batch: Annotated[int, Field(ge=2, le=100), BeforeValidator(number)] | None = None
     command: Annotated[tuple[Name, ...], Strict(strict=False)] = ()
     env: Annotated[tuple[Name, ...], Strict(strict=False)] = ()
     cwd: Annotated[str, Field(min_length=1)] | None = None
@@ -169,31 +162,13 @@ def checked_agents(
             if member not in members:
                 problem = f"no agent {member!r}: {near(member, {*members} - {agent.name})}"
                 raise source.wrong(problem, ("agents", place, "agents", at))
-    if circle := circle_of(members):
-        place = next(place for place, agent in enumerate(agents) if agent.name in circle)
-        problem = f"agents ask each other in a circle: {shown_path(circle)}; take one out"
-        raise source.wrong(problem, ("agents", place, "agents"))
-    return tuple(made)
-
-
-def circle_of(needs: Mapping[str, Sequence[str]]) -> list[str]:
-    """A circle in which each needs the next and the last is the first, from the one written first; else nothing."""
     try:
-        TopologicalSorter(needs).prepare()
-    except CycleError as error:
-        members: list[str] = error.args[1][:0:-1]
-        first = next(name for name in needs if name in members)
-        at = members.index(first)
-        return [*members[at:], *members[:at], first]
-    return []
-
-
-def shown_path(circle: Sequence[str]) -> str:
-    """A circle in words; of a long one the beginning, and how many more there are before the last."""
-    names = [*map(repr, circle)]
-    if len(names) > SHOWN:
-        names[SHOWN - 1 : -1] = [f"({len(names) - SHOWN} more)"]
-    return " -> ".join(names)
+        graph_of({agent: [name for name in asked if name in members] for agent, asked in members.items()})
+    except CyclicPlan as error:
+        place = next(place for place, agent in enumerate(agents) if agent.name in error.path)
+        problem = f"agents ask each other in a circle: {path_of(error.path)}; take one out"
+        raise source.wrong(problem, ("agents", place, "agents")) from error
+    return tuple(made)
 
 
 def _fitting(agent: AgentSettings, place: Place, source: Source) -> AgentConfig:
@@ -252,7 +227,7 @@ def _check_demo(agent: AgentSettings, place: Place, source: Source) -> None:
 
 
 def _check_models(agents: Sequence[AgentSettings], source: Source, settings: Settings, env: Mapping[str, str]) -> None:
-    """Raise for an agent whose model the configuration does not serve."""
+    """Raise for an agent whose model the configuration does not serve, or that only the demo model would answer to."""
     bare = [(place, agent.model) for place, agent in enumerate(agents) if agent.model and not agent.provider]
     if not bare:
         return
@@ -261,7 +236,7 @@ def _check_models(agents: Sequence[AgentSettings], source: Source, settings: Set
     catalog, names = Catalog(settings, env), [model.name for model in settings.models]
     for place, model in bare:
         try:
-            catalog.find(model)
+            catalog.find(catalog.meant(model))
         except NotFound as error:
             hint = f": {near(model, names)}" if catalog.configured and get_close_matches(model, names, 1, 0.6) else ""
             raise source.wrong(f"{error.message}{hint}", ("agents", place, "model")) from None

@@ -22,7 +22,7 @@ from penstock.config.spending import Candidate, candidates_of
 from penstock.errors import NotFound
 from penstock.llms import LLMS
 from penstock.llms.remote import RemoteLlm
-from penstock.llms.services import SERVICES, split
+from penstock.llms.services import SERVICES, Service, split
 from penstock.messages import ChatReply, ChatRequest
 from penstock.policies import Policy, wrap
 from penstock.run import Executor, Run
@@ -30,6 +30,7 @@ from penstock.run import Executor, Run
 if TYPE_CHECKING:
     from penstock.llms.base import BaseLlm
     from penstock.llms.prices import ModelInfo
+    from penstock.net import Secret
 
     Chat = Executor[ChatRequest, ChatReply]
 
@@ -50,6 +51,7 @@ class Served:
     order: tuple[str, ...]
     listing: Listing | None = None
     candidates: tuple[Candidate, ...] = ()
+    hides: tuple[Secret, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class _Built:
     texts: tuple[str, ...] = ()
     model: ModelSettings | None = None
     candidates: tuple[Candidate, ...] = ()
+    hides: tuple[Secret, ...] = ()
 
     @property
     def bare(self) -> Chat:
@@ -70,13 +73,14 @@ class _Built:
         return self.layers.bare(self.executor)
 
 
-class _Renamed:
-    """An LLM that is asked for a model by another name than the client's."""
+class Renamed:
+    """An LLM that is asked for a model by another name than the client's, and the keys it hides."""
 
-    def __init__(self, llm: Chat, name: str) -> None:
-        self._llm, self._name = llm, name
+    def __init__(self, llm: Chat, name: str, hides: tuple[Secret, ...] = ()) -> None:
+        self._llm, self._name, self.hides = llm, name, hides
 
     async def __call__(self, request: ChatRequest, run: Run, /) -> ChatReply:
+        """Ask for the model by its other name."""
         if request.model != self._name:
             request = replace(request, model=self._name, data=None)
         return await self._llm(request, run)
@@ -137,6 +141,21 @@ class Catalog:
             return served.executor
         return (self._bound if len(name) <= LONGEST_BOUND else self._bind)(served.name, name)
 
+    def meant(self, model: str) -> str:
+        """A name that somebody gives at a command line, who does not mean the demo model by any other one's.
+
+        The demo model answers to every name as long as nothing is configured. Raises `NotFound`.
+        """
+        prefix, rest = split(model)
+        if [*self._providers] == [DEMO] and DEMO not in {model, prefix} and model != DEMO_MODEL:
+            known = SERVICES.get(prefix if rest else "") or _maker(model)
+            service = known or SERVICES["openai"]
+            variable = service.base_env if service.local else " or ".join(service.key_envs)
+            more = "" if known else ", or the key of another provider"
+            text = f"no model {_quoted(model)}: nothing is configured, so that only {DEMO_MODEL!r} answers"
+            raise _not_found(f"{text}: set {variable}{more}")
+        return model
+
     def provider(self, model: str) -> str:
         """Whose a requested model is; raises `NotFound`."""
         return self._resolve(model)[0].llm.provider
@@ -146,21 +165,25 @@ class Catalog:
         served, own = self._resolve(model)
         return served.llm.info if self._configured else served.llm.info_of(own)
 
-    def made(self, model: ModelSettings, env: Mapping[str, str], *, pace_s: float = 0.0) -> Chat:
+    def hides(self, model: str) -> tuple[Secret, ...]:
+        """The keys of all that may come to answer for a requested model; raises `NotFound`."""
+        return self._resolve(model)[0].hides
+
+    def made(self, model: ModelSettings, env: Mapping[str, str], *, pace_s: float = 0.0) -> Renamed:
         """The executor for a model that stands elsewhere, such as an agent's, inside what is configured for all.
 
         `pace_s` is that of the demo model, in seconds. Raises `ConfigError` for an address in `env`, or a provider,
         that cannot be used.
         """
         if self._settings.recordings.replay:
-            return _Renamed(self.find(model.llm), model.llm)
+            return Renamed(self.find(model.llm), model.llm)
         demo: Any = LLMS.get(DEMO)
         llm: BaseLlm = demo(pace_s=pace_s) if split(model.llm)[0] == DEMO else configured_llm(model, env)
         self._others[model.llm] = candidates_of([llm])
         built = _alone(model.name, llm, self._settings.tracing)
         wrapped = wrap(llm, (layer.policy for layer in built.layers.whole()))
         outer = (*_recording(self._settings, [built]), *(layer.policy for layer in self._tokens))
-        return _Renamed(PassthroughExecutor(wrap(wrapped, outer)), model.llm)
+        return Renamed(PassthroughExecutor(wrap(wrapped, outer)), model.llm, llm.hides)
 
     async def models(self) -> list[Model]:
         """The configured models, else those that each provider lists, by names that `find` takes."""
@@ -214,7 +237,7 @@ class Catalog:
         return f"several providers serve ({names}): write which one, as in '{first}:{model[:_QUOTED]}'"
 
     def _bind(self, provider: str, name: str) -> Chat:
-        served = _Renamed(self._providers[provider].wrapped, name)
+        served = Renamed(self._providers[provider].wrapped, name)
         return PassthroughExecutor(wrap(served, (*self._recording, *(layer.policy for layer in self._tokens))))
 
     def _serve(self, built: _Built, spare: Mapping[str, Chat] | None = None) -> Served:
@@ -231,7 +254,7 @@ class Catalog:
         outer = (*self._recording, *(layer.policy for layer in self._tokens))
         executor = PassthroughExecutor(wrap(wrapped, outer), allow=model.allow if model else ())
         listing = Listing(llm) if model is None and isinstance(llm, RemoteLlm) else None
-        return Served(built.name, llm, wrapped, executor, tuple(order), listing, built.candidates)
+        return Served(built.name, llm, wrapped, executor, tuple(order), listing, built.candidates, built.hides)
 
     def _candidates(self, request: ChatRequest) -> tuple[Candidate, ...]:
         """The models that may come to answer a request by a client's name for one."""
@@ -274,15 +297,16 @@ def _llms(model: ModelSettings, env: Mapping[str, str]) -> tuple[BaseLlm, ...]:
 def _built(model: ModelSettings, tracing: TracingSettings, made: Mapping[str, tuple[BaseLlm, ...]]) -> _Built:
     """A configured model; `made` are the LLMs of all, for it may come to be answered by those it falls back to."""
     llms = made[model.name]
-    candidates = candidates_of([*llms, *(llm for name in model.fallback for llm in made[name])])
+    asked = [*llms, *(llm for name in model.fallback for llm in made[name])]
+    candidates, hides = candidates_of(asked), tuple(secret for llm in asked for secret in llm.hides)
     executor, texts = deployed(model, llms)
     layers = layers_of(model, tracing, lambda _: candidates)
-    return _Built(model.name, llms, executor, layers, texts, model, candidates)
+    return _Built(model.name, llms, executor, layers, texts, model, candidates, hides)
 
 
 def _alone(name: str, llm: BaseLlm, tracing: TracingSettings) -> _Built:
     """An LLM that the configuration does not name."""
-    return _Built(name, (llm,), llm, layers_of(None, tracing, lambda _: ()))
+    return _Built(name, (llm,), llm, layers_of(None, tracing, lambda _: ()), hides=llm.hides)
 
 
 def _recording(settings: Settings, built: Iterable[_Built]) -> tuple[Policy, ...]:
@@ -295,6 +319,13 @@ def _recording(settings: Settings, built: Iterable[_Built]) -> tuple[Policy, ...
     keys = [secret for one in built for llm in one.llms for secret in getattr(llm, "secrets", ())]
     tokens = [token.value.get_secret_value() for token in settings.auth.tokens if token.value]
     return (recording(directory, secrets=[*keys, *tokens]),)
+
+
+def _maker(model: str) -> Service | None:
+    """The service that the table of models knows a model of."""
+    from penstock.llms.prices import model_info
+
+    return next((row for row in SERVICES.values() if not row.local and model_info(row.name, model)), None)
 
 
 def _not_found(message: str) -> NotFound:

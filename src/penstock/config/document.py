@@ -31,6 +31,10 @@ _KEPT = {
 _REFERENCE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)\}|\$\{")
 
 
+MOST_COPIES = 100_000
+"""How many values the aliases of a document may add to those that are written."""
+
+
 class _Loader(yaml.SafeLoader):
     """The safe loader, to which a date is text, as it is in JSON."""
 
@@ -116,11 +120,17 @@ class _Reader:
     def __init__(self, loader: _Loader, file: str, env: Mapping[str, str], only: str) -> None:
         self._loader, self._file, self._env, self._only = loader, file, env, only
         self._inside: set[int] = set()
+        self._seen: set[int] = set()
+        self._copies = 0
         self.lines: dict[Path, int] = {}
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         """The value of a node at a path."""
         self.lines.setdefault(path, _line(node))
+        self._copies += id(node) in self._seen
+        self._seen.add(id(node))
+        if self._copies > MOST_COPIES:
+            raise self._wrong(f"aliases add more than {MOST_COPIES:,} values here: write fewer", node, path)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if id(node) in self._inside:

@@ -15,31 +15,30 @@ from pydantic import Strict, ValidationError
 from penstock.config.agents import (
     AgentSettings,
     checked_agents,
-    circle_of,
     modelled,
-    near,
     pace_of,
     service_of,
-    shown_path,
 )
 from penstock.config.document import Path as Place
 from penstock.config.document import read, text_of
 from penstock.config.models import DEMO
 from penstock.config.problems import Source, keys_of
+from penstock.config.ready import lacks_of
 from penstock.config.section import Section, unknown_key
 from penstock.config.settings import Settings
-from penstock.errors import StoreFailed
-from penstock.llms import LLMS
-from penstock.llms.services import SERVICES
+from penstock.errors import ConfigError, StoreFailed
 from penstock.messages import is_array, is_object
 from penstock.tasks.agents import AgentConfig
+from penstock.tasks.check import problems_of
 from penstock.tasks.project import ProjectSpec
+from penstock.tasks.registry import AgentRegistry
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from penstock.config.catalog import Catalog
     from penstock.messages import ChatReply, ChatRequest
+    from penstock.net import Secret
     from penstock.run import Executor, Run
     from penstock.tasks.engines.local import LocalEngine
     from penstock.tasks.executor import TaskExecutor
@@ -48,6 +47,8 @@ if TYPE_CHECKING:
     Chat = Executor[ChatRequest, ChatReply]
 
 JOURNAL = "projects.sqlite"
+MOST_SAID = 5
+"""How many problems of a file are said at once."""
 _LARGEST = 1 << 63
 
 
@@ -56,28 +57,46 @@ class _Agents(Section):
 
 
 def read_project(
-    path: str, env: Mapping[str, str], *, settings: Settings | None = None
+    path: str, env: Mapping[str, str], *, settings: Settings | None = None, terminal: bool = True
 ) -> tuple[ProjectSpec, tuple[AgentConfig, ...]]:
     """A project file, and the agents it brings along; `settings` has further agents, and the models they may name.
 
-    Raises `ConfigError` with file, line and key for anything that would keep a task from being started.
+    Raises `ConfigError` with file, line and key for anything that would keep a task from being started: also a key or
+    a command that this machine lacks, and, without a `terminal`, a person who is to be asked.
     """
-    return project_of(text_of(path), path, env, settings=settings)
+    settings = settings or Settings()
+    spec, agents, source = _read(text_of(path), path, env, settings)
+    everybody = _registry(agents, settings)
+    own = {agent.name: place for place, agent in enumerate(agents)}
+    wrong: list[ConfigError] = []
+    keys = not settings.recordings.replay  # what is recorded needs none
+    for at, agent, lack in lacks_of(spec, everybody, env, keys=keys, terminal=terminal):
+        problem = f"the agent {agent.name!r}: {lack.problem}"
+        place = ("agents", own[agent.name], lack.key) if agent.name in own else at
+        wrong.append(source.wrong(problem, place))
+    _refuse(wrong)
+    return spec, agents
 
 
 def project_of(
     text: str, file: str, env: Mapping[str, str], *, settings: Settings | None = None
 ) -> tuple[ProjectSpec, tuple[AgentConfig, ...]]:
-    """The project that a file's text holds, as `read_project` gives it."""
+    """The project that a file's text holds, whatever this machine lacks to run it; raises `ConfigError`."""
+    spec, agents, _ = _read(text, file, env, settings or Settings())
+    return spec, agents
+
+
+def _read(
+    text: str, file: str, env: Mapping[str, str], settings: Settings
+) -> tuple[ProjectSpec, tuple[AgentConfig, ...], Source]:
     document = read(text, file=file, env=env, only="agents")
-    source, settings = Source(document, file), settings or Settings()
+    source = Source(document, file)
     spec, written = _validated(document.value, source)
     written = tuple(agent.placed(Path(file).parent) for agent in written)
-    usual = [agent.config for agent in settings.agents]
-    agents = checked_agents(written, source, settings, env, others=usual)
-    _check_tasks(spec, source)
-    _Staff(spec, source, _joined(agents, usual)).check()
-    return spec, agents
+    agents = checked_agents(written, source, settings, env, others=[agent.config for agent in settings.agents])
+    source.refuse_doubles("tasks", [task.id for task in spec.tasks], "id")
+    _refuse([source.wrong(error.message, place) for place, error in problems_of(spec, _registry(agents, settings))])
+    return spec, agents, source
 
 
 def project_schema() -> dict[str, Any]:
@@ -101,12 +120,11 @@ def make_tasks(
     An agent's model is found in the catalog, with all that is configured around it; one of an agent that names its
     provider is made with the key it has, else with the usual one of `env` (by default the process's).
     """
+    from penstock.config.sharing import asking
     from penstock.tasks.executor import TaskExecutor
-    from penstock.tasks.registry import AgentRegistry
 
-    known = _joined(agents, (one.config for one in settings.agents))
     llms = partial(_llm_of, catalog=catalog, env=os.environ if env is None else env)
-    return TaskExecutor(AgentRegistry(known.values()), llms=llms, ask=ask)
+    return TaskExecutor(_registry(agents, settings), llms=llms, ask=ask, asking=asking)
 
 
 def open_engine(settings: Settings, executor: TaskExecutor) -> LocalEngine:
@@ -135,10 +153,10 @@ def _joined(own: Iterable[AgentConfig], usual: Iterable[AgentConfig]) -> dict[st
 
 
 class _AgentLlm:
-    """What an agent asks, and whose it is: a limit of its provider counts by that name."""
+    """What an agent asks, whose it is (a limit of its provider counts by that name), and the keys it hides."""
 
-    def __init__(self, chat: Chat, provider: str) -> None:
-        self._chat, self.provider = chat, provider
+    def __init__(self, chat: Chat, provider: str, hides: tuple[Secret, ...]) -> None:
+        self._chat, self.provider, self.hides = chat, provider, hides
 
     async def __call__(self, request: ChatRequest, run: Run, /) -> ChatReply:
         return await self._chat(request, run)
@@ -148,9 +166,10 @@ def _llm_of(agent: AgentConfig, *, catalog: Catalog, env: Mapping[str, str]) -> 
     """The LLM of an agent; raises `ConfigError` or `NotFound` for one that is not there any more."""
     service = service_of(agent)
     if not service:
-        return _AgentLlm(catalog.find(agent.model), catalog.provider(agent.model))
+        return _AgentLlm(catalog.find(agent.model), catalog.provider(agent.model), catalog.hides(agent.model))
     pace_s = pace_of(agent.params) if service == DEMO else 0.0
-    return _AgentLlm(catalog.made(modelled(agent), env, pace_s=pace_s), service)
+    made = catalog.made(modelled(agent), env, pace_s=pace_s)
+    return _AgentLlm(made, service, made.hides)
 
 
 def _validated(value: Any, source: Source) -> tuple[ProjectSpec, tuple[AgentSettings, ...]]:
@@ -200,83 +219,17 @@ def _unstorable(value: Any, path: Place) -> Iterator[tuple[Place, str]]:
             yield path, f"not text (character {error.start + 1}): write it as it is, without halves of a pair"
 
 
-def _check_tasks(spec: ProjectSpec, source: Source) -> None:
-    """Raise for tasks that stand twice, need what is no task, or need each other."""
-    if not spec.tasks:
-        raise source.wrong("a project has at least one task: write its id and description", ("tasks",))
-    ids = {task.id: place for place, task in enumerate(spec.tasks)}
-    source.refuse_doubles("tasks", [task.id for task in spec.tasks], "id")
-    for place, task in enumerate(spec.tasks):
-        for at, need in enumerate(task.depends_on):
-            if need not in ids:
-                problem = f"no task {need!r}: {near(need, {*ids} - {task.id})}"
-                raise source.wrong(problem, ("tasks", place, "depends_on", at))
-    if circle := circle_of({task.id: task.depends_on for task in spec.tasks}):
-        problem = f"tasks need each other in a circle: {shown_path(circle)} (each needs the next); take one need out"
-        raise source.wrong(problem, ("tasks", ids[circle[0]], "depends_on"))
+def _refuse(problems: Sequence[ConfigError]) -> None:
+    """Raise the first of these problems; its message goes on with the next ones, a line each."""
+    if not problems:
+        return
+    first, *others = problems
+    said = [
+        *map(str, others[: MOST_SAID - 1]),
+        *([f"and {len(others) + 1 - MOST_SAID} more"] * (len(others) >= MOST_SAID)),
+    ]
+    raise ConfigError("\n".join((first.problem, *said)), file=first.file, line=first.line, key=first.key)
 
 
-class _Staff:
-    """Who can do the tasks of a project."""
-
-    def __init__(self, spec: ProjectSpec, source: Source, agents: Mapping[str, AgentConfig]) -> None:
-        self._spec, self._source, self._agents = spec, source, agents
-
-    def check(self) -> None:
-        """Raise for an agent or capability that is not there, or that cannot be used, and for limits of others."""
-        defaults = self._spec.defaults
-        for key, name in (("agent", defaults.agent), ("review", defaults.review)):
-            if name is not None:
-                self._usable(name, ("defaults", key))
-        for number, task in enumerate(self._spec.tasks):
-            place: Place = ("tasks", number)
-            if task.review is not None:
-                self._usable(task.review, (*place, "review"))
-            name = defaults.fill(task).agent
-            if name is not None:
-                agent = self._usable(name, (*place, "agent"))
-                self._capable(agent, task.capabilities, (*place, "capabilities"))
-            else:
-                self._some_agent(task.capabilities, place)
-        limits = self._spec.limits
-        self._known(limits.agents, self._agents, "agent")
-        self._known(limits.providers, {*SERVICES, *LLMS.names()}, "provider")
-
-    def _known(self, limits: Mapping[str, int], known: Iterable[str], kind: str) -> None:
-        names = {*known}
-        for name in limits:
-            if name not in names:
-                raise self._source.wrong(f"no {kind} {name!r}: {near(name, names)}", ("limits", f"{kind}s", name))
-
-    def _usable(self, name: str, place: Place) -> AgentConfig:
-        agent = self._agents.get(name)
-        if agent is None:
-            raise self._source.wrong(f"no agent {name!r}: {near(name, self._agents)}", place)
-        if not agent.enabled:
-            raise self._source.wrong(f"the agent {name!r} is disabled: enable it, or name another one", place)
-        for member in agent.agents:
-            self._usable(member, place)
-        return agent
-
-    def _capable(self, agent: AgentConfig, wanted: Sequence[str], place: Place) -> None:
-        for number, capability in enumerate(wanted):
-            if capability not in agent.capabilities:
-                has = ", ".join(map(repr, agent.capabilities)) or "none"
-                problem = f"the agent {agent.name!r} lacks the capability {capability!r}: it has {has}"
-                raise self._source.wrong(problem, (*place, number))
-
-    def _some_agent(self, wanted: Sequence[str], place: Place) -> None:
-        enabled = [agent for agent in self._agents.values() if agent.enabled]
-        chosen = next((agent for agent in enabled if {*wanted} <= {*agent.capabilities}), None)
-        if chosen is not None:
-            self._usable(chosen.name, place)
-            return
-        if not enabled:
-            raise self._source.wrong("no agent can do it: write agents, such as {name: writer, provider: demo}", place)
-        known = {name for agent in enabled for name in agent.capabilities}
-        for number, capability in enumerate(wanted):
-            if capability not in known:
-                problem = f"no enabled agent has the capability {capability!r}: {near(capability, known)}"
-                raise self._source.wrong(problem, (*place, "capabilities", number))
-        problem = f"no enabled agent has all of {', '.join(map(repr, wanted))}: name fewer, or an agent"
-        raise self._source.wrong(problem, (*place, "capabilities"))
+def _registry(own: Iterable[AgentConfig], settings: Settings) -> AgentRegistry:
+    return AgentRegistry(_joined(own, (agent.config for agent in settings.agents)).values())

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from penstock.events import Chunks, Used
 from penstock.llms.prices import BYTES_A_TOKEN, ModelInfo, Price, model_info, prompt_tokens
 from penstock.messages import ChatReply, ChatRequest, Choice, Chunk, ChunkChoice, Delta, Message, Usage
+from penstock.net.secrets import Secret
 from penstock.policies import Policy, wrap
 from penstock.run import Executor, Run, execute
 
@@ -30,6 +31,8 @@ class BaseLlm:
     model: str = ""
     policies: tuple[Policy, ...] = ()
     params: Mapping[str, Any] = {}
+    hides: tuple[Secret, ...] = ()
+    """Keys, which no result of a task may show, whatever the service says."""
     _price: Price | None = None
     _wrapped: Executor[ChatRequest, ChatReply] | None = None
 

@@ -98,6 +98,7 @@ class Litellm(BaseLlm):
         self.price = price
         self.params = dict(params or {})
         self.secrets = (Secret(api_key, origin=base_url or ANYWHERE),) if api_key else ()
+        self.hides = self.secrets
         self._where = {"api_key": api_key, "api_base": base_url}
         self._who = Who(self.provider, self.secrets, model)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -34,6 +35,8 @@ SAME = (
     frozenset(("stop", "stop_sequences")),
 )
 """Fields that say the same: a request that holds one replaces a default that is written as another."""
+_KEYED = re.compile("auth|cookie|key|secret|token", re.IGNORECASE)
+"""Names of headers whose values are keys, and not words that may stand in any answer."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -85,6 +88,8 @@ class RemoteLlm(BaseLlm, ABC):
             raise UsageError(f"{row.name} cannot be called: {error}") from error
         hidden = tuple(Secret(value, origin=address) for value in (headers or {}).values())
         self.secrets = hidden if self.secret is None else (self.secret, *hidden)
+        keyed = [one for name, one in zip(headers or {}, hidden, strict=True) if _KEYED.search(name)]
+        self.hides = (*keyed, *((self.secret,) if self.secret else ()))
         self._who = Who(self.provider, self.secrets, model)
 
     @abstractmethod
