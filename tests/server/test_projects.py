@@ -74,23 +74,39 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a bad name": (project(task("a"), name="a b"), "name", "letters, digits"),
     "a wrong type": (project(task("a", priority="high")), "tasks[0].priority", "expected a number"),
     "an unknown dependency": (project(task("a"), task("b", "a", "x")), "tasks[1].depends_on[1]", "'x'"),
-    "a cycle": (project(task("a", "c"), task("b", "a"), task("c", "b")), "tasks[2].depends_on[0]", "a -> c -> b -> a"),
+    "a cycle": (project(task("a", "c"), task("b", "a"), task("c", "b")), "tasks[0].depends_on[0]", "a -> c -> b -> a"),
     "itself": (project(task("a", "a")), "tasks[0].depends_on[0]", "circle"),
     "a name twice": (project(task("a"), task("a")), "tasks[1].id", "two tasks 'a'"),
     "an unknown agent": (project(task("a", agent="wrtier")), "tasks[0].agent", "did you mean 'writer'"),
     "an unknown usual agent": (project(task("a", agent=None), defaults={"agent": "x"}), "defaults.agent", "'x'"),
     "a disabled agent": (project(task("a", agent="off")), "tasks[0].agent", "disabled"),
-    "an incapable agent": (project(task("a", capabilities=["flying"])), "tasks[0].agent", "lacks 'flying'"),
+    "an incapable agent": (
+        project(task("a", capabilities=["writing", "flying"])),
+        "tasks[0].capabilities[1]",
+        "lacks 'flying'",
+    ),
     "nobody capable": (
         project(task("a", agent=None, capabilities=["flying"])),
-        "tasks[0].capabilities",
+        "tasks[0].capabilities[0]",
         "no agent with 'flying'",
     ),
     "an unknown reviewer": (project(task("a", review="x")), "tasks[0].review", "no agent 'x'"),
     "a person": (project(task("a", agent="person")), "tasks[0].agent", "asks a person"),
     "a person in a hybrid": (project(task("a", agent="trio")), "tasks[0].agent", "asks a person"),
     "a person who reviews": (project(task("a", review="person")), "tasks[0].review", "asks a person"),
-    "a person by capability": (project(task("a", agent=None, capabilities=["judging"])), "tasks[0].capabilities", ""),
+    "a person by capability": (
+        project(task("a", agent=None, capabilities=["judging"])),
+        "tasks[0].capabilities[0]",
+        "",
+    ),
+    "a limit of nobody": (project(task("a"), limits={"agents": {"wrtier": 1}}), "limits.agents.wrtier", "did you mean"),
+    "a limit of no provider": (project(task("a"), limits={"providers": {"x": 1}}), "limits.providers.x", "no provider"),
+    "too many needs": (
+        project(*(task(f"t{number}", *(f"t{need}" for need in range(number))) for number in range(143))),
+        "tasks",
+        "at most 10000",
+    ),
+    "too many at once": (project(task("a"), limits={"concurrent": 17}), "limits.concurrent", "at most 16"),
     "agents of its own": (
         project(task("a", agent="mine"), agents=[{"name": "mine", "mode": "cli", "command": ["true"]}]),
         "agents",
@@ -152,7 +168,8 @@ def test_a_project_is_there_for_its_tenant_and_for_admins_only(anna: Desk) -> No
     name = anna.begin(project(task("a"), task("b", "a", does="fail")))
     anna.ended(name)
     ben, carl, root = (anna.of(f"pk-{one}-secret") for one in ("ben", "carl", "root"))
-    pages = [("GET", ""), ("GET", "/events"), ("POST", "/cancel"), ("POST", "/tasks/b/retry")]
+    posted = ("/cancel", "/retry", "/pause", "/resume", "/tasks/b/cancel", "/tasks/b/retry")
+    pages = [("GET", ""), ("GET", "/events"), *(("POST", path) for path in posted)]
     for method, path in pages:
         hidden, missing = carl.ask(method, f"/{name}{path}"), carl.ask(method, f"/proj_{'0' * 32}{path}")
         assert (hidden.status_code, error_of(hidden)["code"]) == (404, "project_not_found")
@@ -275,13 +292,20 @@ def test_case_25_an_agents_key_is_nowhere_but_in_its_requests(upstream: Upstream
         assert KEY[:12].encode() not in told + b"".join(file.read_bytes() for file in tmp_path.iterdir())
 
 
-def test_a_page_of_another_site_begins_nothing_where_no_token_is_asked_for(upstream: Upstream, tmp_path: Path) -> None:
+def test_a_page_of_another_site_does_nothing_where_no_token_is_asked_for(upstream: Upstream, tmp_path: Path) -> None:
     with desk(upstream, tmp_path / "kept", server={"cors_origins": ["https://mine.example"]}) as served:
         body = project(task("a"))
-        refused = served.ask("POST", "", body, origin="https://evil.example", content_type="text/plain")
-        assert (refused.status_code, error_of(refused)["code"]) == (403, "foreign_origin")
+        for origin in ("https://evil.example", "null", "http://[", f"{served.url}.evil.example"):
+            refused = served.ask("POST", "", body, origin=origin, content_type="text/plain")
+            assert (refused.status_code, error_of(refused)["code"]) == (403, "foreign_origin"), origin
         for origin in (served.url, "https://mine.example"):
             served.ended(served.ask("POST", "", body, origin=origin).json()["id"])
+        for path in ("/v1/tools/add", "/v1/batch", "/v1/chat/completions"):
+            refused = served.http.post(f"{served.url}{path}", content=b"{}", headers={"origin": "https://evil.example"})
+            assert (refused.status_code, error_of(refused)["code"]) == (403, "foreign_origin"), path
+            for origin in (served.url, "https://mine.example"):
+                answer = served.http.post(f"{served.url}{path}", content=b"{}", headers={"origin": origin})
+                assert answer.status_code in (400, 404), path
 
 
 def test_projects_are_described(anna: Desk) -> None:
@@ -293,6 +317,10 @@ def test_projects_are_described(anna: Desk) -> None:
         ("/v1/projects/{project}", "get"),
         ("/v1/projects/{project}/events", "get"),
         ("/v1/projects/{project}/cancel", "post"),
+        ("/v1/projects/{project}/retry", "post"),
+        ("/v1/projects/{project}/pause", "post"),
+        ("/v1/projects/{project}/resume", "post"),
+        ("/v1/projects/{project}/tasks/{task}/cancel", "post"),
         ("/v1/projects/{project}/tasks/{task}/retry", "post"),
     }
     begin = paths["/v1/projects"]["post"]

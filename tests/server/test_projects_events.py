@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from penstock.store.log import SPAN
 from tests.rig.upstream import Upstream
 from tests.rig.upstream import upstream as run_upstream
 from tests.server.gateway import AccessLog, access_log, error_of
@@ -46,7 +47,13 @@ def test_the_log_is_read_in_pages_of_any_size(served: Desk) -> None:
             assert len(page["data"]) <= limit
             after = page["next"]
         assert (read, page["next"]) == (whole, last)
-    for query, param in (("after=-1", "after"), ("limit=0", "limit"), ("limit=1001", "limit"), ("after=x", "after")):
+    for query, param in (
+        *((f"after={SPAN << more}", "after") for more in (0, 31, 64)),
+        ("after=-1", "after"),
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+        ("after=x", "after"),
+    ):
         answer = served.ask("GET", f"/{name}/events?{query}")
         assert (answer.status_code, error_of(answer)["param"]) == (400, param)
 
@@ -61,8 +68,10 @@ def test_a_stream_from_every_offset_gives_the_same_rest(served: Desk) -> None:
     assert served.stream(f"{name}", last_event_id="9999") == live[-1:]
     answer = served.ask("GET", f"/{name}/events?after=2", accept="text/event-stream")
     assert read_events(answer.text) == live[2:]
-    refused = served.ask("GET", f"/{name}/events", accept="text/event-stream", last_event_id="x")
-    assert (refused.status_code, error_of(refused)["param"]) == (400, "last-event-id")
+    assert served.stream(name, last_event_id=str(SPAN - 1)) == live[-1:]
+    for unfit in ("x", "9" * 23, "-1", str(SPAN)):
+        refused = served.ask("GET", f"/{name}/events", accept="text/event-stream", last_event_id=unfit)
+        assert (refused.status_code, error_of(refused)["param"]) == (400, "last-event-id")
 
 
 def test_a_stream_tells_what_happens_as_it_does_and_beats_in_between(served: Desk) -> None:

@@ -18,7 +18,7 @@ from penstock.outcome import Cancelled, Failed
 from penstock.policies.trace import trace
 from penstock.run import Principal
 from penstock.server.answering import respond
-from penstock.server.auth import Auth, demand
+from penstock.server.auth import Auth, demand, demand_origin
 from penstock.server.batch import batch_endpoint
 from penstock.server.body import read_body
 from penstock.server.client import ClientGone, Headers, Manner, Receive, Scope, Send
@@ -173,6 +173,7 @@ class App:
                 raise shutting_down("the server is shutting down")
             principal = self._options.auth.principal(call.headers.get(b"authorization"))
             demand(principal, endpoint.scope)
+            demand_origin(principal, call.headers, self._origins)
             manner = _manner(call.headers, self._options.manner)
             body = await read_body(call.receive, call.headers, limit=self._max_body, within_s=manner.write_stall_s)
             work = endpoint.prepare(body, call.headers)

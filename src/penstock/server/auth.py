@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from penstock.errors import Forbidden, Unauthenticated
@@ -59,3 +59,13 @@ def new_token() -> tuple[str, str]:
 def hash_of(token: str) -> str:
     """A token's hash as the configuration holds it."""
     return PREFIX + hashlib.sha256(token.encode()).hexdigest()
+
+
+def demand_origin(principal: Principal, headers: Mapping[bytes, bytes], origins: frozenset[bytes]) -> None:
+    """Refuse a page of another site: where no token is asked for, its reader's browser would do as it says."""
+    origin = headers.get(b"origin")
+    if principal is not LOCAL or origin is None or {origin, b"*"} & origins:
+        return
+    if origin.partition(b"://")[2] != headers.get(b"host"):
+        text = f"a page of {origin[:100].decode('latin-1')!r} may not do this: name it in server.cors_origins"
+        raise Forbidden(text, code="foreign_origin")

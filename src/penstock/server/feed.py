@@ -93,7 +93,7 @@ class Feed(Response):
         if found:
             self._after = found[-1].offset
             return _pieces(b"id: %d\ndata: %b\n\n" % (one.offset, _encode(entry_row(one))) for one in found), True
-        status = await self._engine.status(self._run)
+        status = await self._engine.status(self._run, steps=False)
         if status.state not in GOES_ON and status.offset <= self._after:
             return [b"event: end\ndata: %b\n\n" % _encode({"status": status.state})], False
         if status.state == "interrupted":  # nothing waits for it, until a process takes it up

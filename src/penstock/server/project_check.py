@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 from pydantic import ValidationError
 
 from penstock.config.document import Path, dotted
 from penstock.config.problems import keys_of, place, said
 from penstock.config.section import unknown_key
-from penstock.errors import AgentUnavailable, CyclicPlan, Invalid, UnknownName
+from penstock.errors import AgentUnavailable, CyclicPlan, Invalid, UnknownName, UsageError
 from penstock.messages import is_array, is_object
 from penstock.server.wire import parse_json
+from penstock.tasks.agents import AgentConfig
+from penstock.tasks.check import problems_of
 from penstock.tasks.executor import TaskExecutor
-from penstock.tasks.graph import graph_of
 from penstock.tasks.project import ProjectSpec
 from penstock.tasks.task import AgentTask
 
 SHOWN = 10
 MOST_TASKS = 1000
 """So many are checked and begun in about 0.1 s, for which other requests wait at most half as long."""
+MOST_NEEDS = 10_000
+"""How many entries all `depends_on` of one project have together: each costs time when it is checked and when run."""
+MOST_TASKS_AT_ONCE = 16
+"""The most that `limits.concurrent` of one project may ask for: each task may be a process."""
 
 
 def project_in(body: bytes, executor: TaskExecutor, *, withheld: Collection[str] = ()) -> ProjectSpec:
@@ -29,18 +33,40 @@ def project_in(body: bytes, executor: TaskExecutor, *, withheld: Collection[str]
     `withheld` are agents that are configured, but ask a person, whom a client cannot bring.
     """
     project = _read(body)
-    _check_graph(project)
-    for path, agent, task in _asked(project):
+    if project.limits.concurrent > MOST_TASKS_AT_ONCE:
+        text = f"at most {MOST_TASKS_AT_ONCE} tasks of a project run at once over the API: write that, or less"
+        raise Invalid(text, param="limits.concurrent", code="invalid_project")
+    if (needs := sum(len(task.depends_on) for task in project.tasks)) > MOST_NEEDS:
+        text = (
+            f"the tasks of a project over the API need at most {MOST_NEEDS} others in all, not {needs}: name the last"
+        )
+        raise Invalid(text, param="tasks", code="invalid_project")
+
+    def choose(task: AgentTask, agent: str | None) -> AgentConfig:
         if agent in withheld:
             text = f"the agent {agent!r} asks a person, so it does no tasks over the API: name another one"
-            raise Invalid(text, param=dotted(path), code="agent_unavailable")
-        try:
-            executor.agent_for(task, agent)
-        except UnknownName as error:
-            raise Invalid(str(error), param=dotted(path), code="unknown_agent") from error
-        except AgentUnavailable as error:
-            raise Invalid(str(error), param=dotted(path), code="agent_unavailable") from error
+            raise AgentUnavailable(text)
+        return executor.agent_for(task, agent)
+
+    for path, error in problems_of(project, executor.agents, choose):
+        raise Invalid(error.message, param=dotted(path), code=_code(path, error)) from error
     return project
+
+
+def _code(path: Path, error: UsageError) -> str:
+    match error, path:
+        case CyclicPlan(), _:
+            return "cyclic_plan"
+        case AgentUnavailable(), _:
+            return "agent_unavailable"
+        case UnknownName(), ("tasks", _, "depends_on", _):
+            return "unknown_task"
+        case UnknownName(), ("limits", "providers", _):
+            return "unknown_provider"
+        case UnknownName(), _:
+            return "unknown_agent"
+        case _:
+            return "invalid_project"
 
 
 def _read(body: bytes) -> ProjectSpec:
@@ -67,57 +93,3 @@ def _read(body: bytes) -> ProjectSpec:
 def _unknown(path: Path) -> str:
     section = [part for part in path[:-1] if isinstance(part, str)]
     return unknown_key(path[-1], keys_of(ProjectSpec, section))
-
-
-def _check_graph(project: ProjectSpec) -> None:
-    if not project.tasks:
-        raise Invalid("a project has at least one task", param="tasks", code="invalid_project")
-    places: dict[str, int] = {}
-    for number, task in enumerate(project.tasks):
-        if task.id in places:
-            text = f"there are two tasks {task.id!r}: choose another name for one"
-            raise Invalid(text, param=f"tasks[{number}].id", code="invalid_project")
-        places[task.id] = number
-    for number, task in enumerate(project.tasks):
-        for at, need in enumerate(task.depends_on):
-            if need not in places:
-                text = f"task {task.id!r} needs {need!r}, which is no task: add it, or correct the name"
-                raise Invalid(text, param=f"tasks[{number}].depends_on[{at}]", code="unknown_task")
-    try:
-        project.graph()
-    except CyclicPlan as error:
-        raise Invalid(str(error), param=_closing(project), code="cyclic_plan") from error
-
-
-def _closing(project: ProjectSpec) -> str:
-    """The need that closes the first circle."""
-    needs = [
-        (task.id, need, f"tasks[{number}].depends_on[{at}]")
-        for number, task in enumerate(project.tasks)
-        for at, need in enumerate(task.depends_on)
-    ]
-
-    def closed(count: int) -> int:
-        found: dict[str, list[str]] = {task.id: [] for task in project.tasks}
-        for task, need, _ in needs[:count]:
-            found[task].append(need)
-        try:
-            graph_of(found)
-        except CyclicPlan:
-            return 1
-        return 0
-
-    return needs[bisect_left(range(len(needs)), 1, key=closed) - 1][2]
-
-
-def _asked(project: ProjectSpec) -> Iterator[tuple[Path, str | None, AgentTask]]:
-    """Who is asked to do what, and where that is written; who reviews a task need not be able to do it."""
-    for number, task in enumerate(project.tasks):
-        filled = project.defaults.fill(task)
-        path: Path = ("tasks", number, "capabilities" if task.capabilities else "agent")
-        if filled.agent is not None:
-            path = ("tasks", number, "agent") if task.agent is not None else ("defaults", "agent")
-        yield path, filled.agent, filled.model_copy(update={"review": None})
-        if filled.review is not None:
-            path = ("tasks", number, "review") if task.review is not None else ("defaults", "review")
-            yield path, filled.review, filled.model_copy(update={"review": None, "capabilities": ()})

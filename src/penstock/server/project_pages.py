@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import msgspec
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 
-from penstock.errors import Forbidden, Invalid, NotFound
-from penstock.llms.prices import usd
-from penstock.run import LOCAL, Principal
-from penstock.server.auth import Auth, demand
+from penstock.errors import NotFound
+from penstock.run import Principal
+from penstock.server.auth import Auth, demand, demand_origin
 from penstock.server.body import read_body
 from penstock.server.client import ClientGone, Manner
 from penstock.server.endpoints import LONGEST_KEY
 from penstock.server.feed import Feed, entry_row
-from penstock.server.sse import usage_json
 from penstock.server.wire import shutting_down
 
 if TYPE_CHECKING:
     from penstock.server.projects import Projects
-    from penstock.tasks.engines import RunStatus
-    from penstock.tasks.results import ExecutionResult
 
 SCOPE = "projects"
 FACTS = "penstock.facts"
@@ -35,8 +30,12 @@ Key = Annotated[
     str | None,
     Header(description="One caller's requests under one key begin one project", min_length=1, max_length=LONGEST_KEY),
 ]
-Offset = Annotated[int, Query(ge=0, description="The offset of the last entry that was read")]
-LastId = Annotated[int | None, Header(ge=0, description="The same, as browsers send it when they connect again")]
+LAST = 2**32 - 1
+"""The last offset that a journal can have."""
+Offset = Annotated[int, Query(ge=0, le=LAST, description="The offset of the last entry that was read")]
+LastId = Annotated[
+    int | None, Header(ge=0, le=LAST, description="The same, as browsers send it when they connect again")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +53,16 @@ def project_pages(projects: Projects | None, auth: Auth, intake: Intake) -> APIR
     pages, router = _Pages(projects, auth, intake), APIRouter(tags=["projects"])
     for prefix in ("/v1", ""):
         for path, method, page, summary, more in (
-            ("", "POST", pages.begin, "Begin a project", {"status_code": 202, "openapi_extra": _BODY}),
+            ("", "POST", pages.begin, "Begin a project", {**_LATER, "openapi_extra": _BODY}),
             ("", "GET", pages.list, "List your projects", {}),
             ("/{project}", "GET", pages.one, "A project and its tasks", {}),
             ("/{project}/events", "GET", pages.events, "What happened in a project", {}),
             ("/{project}/cancel", "POST", pages.cancel, "Cancel a project", {}),
-            ("/{project}/tasks/{task:path}/retry", "POST", pages.retry, "Let a task run again", {}),
+            ("/{project}/retry", "POST", pages.retry, "Let all that did not succeed run again", _LATER),
+            ("/{project}/pause", "POST", pages.pause, "Start no more tasks of a project", {}),
+            ("/{project}/resume", "POST", pages.resume, "Go on with a paused project", {}),
+            ("/{project}/tasks/{task:path}/cancel", "POST", pages.cancel_task, "Cancel a task", {}),
+            ("/{project}/tasks/{task:path}/retry", "POST", pages.retry_task, "Let a task run again", _LATER),
         ):
             options: dict[str, Any] = {"summary": summary, "include_in_schema": bool(prefix), **more}
             router.add_api_route(f"{prefix}/projects{path}", page, methods=[method], **options)
@@ -83,8 +86,10 @@ class _Pages:
         except ClientGone:
             return Response(status_code=499)
         status = await projects.begin(principal, body, idempotency_key)
-        request.scope[FACTS] |= {"project": status.run, "tasks": len(status.payload["project"]["tasks"])}
-        return _json(project_row(status), 202, location=f"/v1/projects/{status.run}")
+        request.scope[FACTS]["tasks"] = len(status.payload["project"]["tasks"])
+        answer = await _row(projects, principal, status.run, request, 202)
+        answer.headers["location"] = f"/v1/projects/{status.run}"
+        return answer
 
     async def list(
         self,
@@ -95,21 +100,16 @@ class _Pages:
     ) -> Response:
         """The newest first, page by page."""
         projects, principal = self._admitted(request, authorization)
-        found = await projects.list(principal)
-        if after is not None:
-            place = next((number for number, one in enumerate(found, 1) if one.run == after), None)
-            if place is None:
-                raise Invalid(f"you have no project {after[:100]!r}: give the id of one", param="after")
-            found = found[place:]
-        rows = [_summary(one) for one in found[:limit]]
+        found = await projects.list(principal, limit + 1, after)
+        from penstock.server.project_rows import summary_row
+
+        rows = [summary_row(one) for one in found[:limit]]
         return _json({"object": "list", "data": rows, "has_more": len(found) > limit})
 
     async def one(self, project: str, request: Request, authorization: Authorization = None) -> Response:
         """How a project and each of its tasks stand."""
         projects, principal = self._admitted(request, authorization)
-        _, status = await projects.find(principal, project)
-        request.scope[FACTS]["project"] = project
-        return _json(project_row(status))
+        return await _row(projects, principal, project, request)
 
     async def events(
         self,
@@ -123,7 +123,7 @@ class _Pages:
     ) -> Response:
         """A page of the log behind an offset; with `Accept: text/event-stream` a stream until the project ends."""
         projects, principal = self._admitted(request, authorization)
-        engine, status = await projects.find(principal, project)
+        engine, status = await projects.find(principal, project, tasks=False)
         request.scope[FACTS]["project"] = project
         after = after if last_event_id is None else last_event_id
         if "text/event-stream" in request.headers.get("accept", ""):
@@ -135,16 +135,42 @@ class _Pages:
     async def cancel(self, project: str, request: Request, authorization: Authorization = None) -> Response:
         """Cancel a project, whichever process of the server runs it."""
         projects, principal = self._admitted(request, authorization)
-        status = await projects.cancel(principal, project)
-        request.scope[FACTS]["project"] = project
-        return _json(project_row(status))
+        await projects.cancel(principal, project)
+        return await _row(projects, principal, project, request)
 
-    async def retry(self, project: str, task: str, request: Request, authorization: Authorization = None) -> Response:
+    async def cancel_task(
+        self, project: str, task: str, request: Request, authorization: Authorization = None
+    ) -> Response:
+        """Cancel one task, which blocks those that need it; the project goes on with the others."""
+        projects, principal = self._admitted(request, authorization)
+        await projects.cancel(principal, project, task)
+        return await _row(projects, principal, project, request)
+
+    async def retry(self, project: str, request: Request, authorization: Authorization = None) -> Response:
+        """Let every task that failed, was cancelled or is unknown run again, and what they blocked."""
+        projects, principal = self._admitted(request, authorization)
+        await projects.retry(principal, project)
+        return await _row(projects, principal, project, request, 202)
+
+    async def retry_task(
+        self, project: str, task: str, request: Request, authorization: Authorization = None
+    ) -> Response:
         """Let a task that did not succeed run again, and those that it blocked; the project goes on."""
         projects, principal = self._admitted(request, authorization)
-        status = await projects.retry(principal, project, task)
-        request.scope[FACTS]["project"] = project
-        return _json(project_row(status), 202)
+        await projects.retry(principal, project, task)
+        return await _row(projects, principal, project, request, 202)
+
+    async def pause(self, project: str, request: Request, authorization: Authorization = None) -> Response:
+        """Start no more tasks until the project is resumed, or the server starts again; those that run go on."""
+        projects, principal = self._admitted(request, authorization)
+        await projects.pause(principal, project)
+        return await _row(projects, principal, project, request)
+
+    async def resume(self, project: str, request: Request, authorization: Authorization = None) -> Response:
+        """Go on with a project that was paused."""
+        projects, principal = self._admitted(request, authorization)
+        await projects.resume(principal, project)
+        return await _row(projects, principal, project, request)
 
     def _admitted(self, request: Request, authorization: str | None) -> tuple[Projects, Principal]:
         """Who asks; raises `RequestError` for one who may not."""
@@ -153,70 +179,27 @@ class _Pages:
         principal = self._auth.principal(authorization.encode() if authorization else None)
         request.scope[FACTS] = {"by": principal.name}
         demand(principal, SCOPE)
-        if principal is LOCAL and request.method == "POST":
-            self._demand_origin(request)
+        if request.method == "POST":
+            demand_origin(principal, dict(request.scope["headers"]), self._intake.origins)
         if self._projects is None:
             raise NotFound("this server runs no projects", code="no_agents")
         return self._projects, principal
 
-    def _demand_origin(self, request: Request) -> None:
-        """Refuse a page of another site: where no token is asked for, its reader's browser would do as it says."""
-        origin = request.headers.get("origin")
-        if origin is None or urlsplit(origin).netloc == request.headers.get("host"):
-            return
-        if not {origin.encode(), b"*"} & self._intake.origins:
-            raise Forbidden(
-                f"a page of {origin[:100]!r} may not do this: name it in server.cors_origins", code="foreign_origin"
-            )
+
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")
 
 
-def _json(body: Any, status: int = 200, **headers: str) -> Response:
-    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+async def _row(projects: Projects, principal: Principal, project: str, request: Request, status: int = 200) -> Response:
+    """How a project and each of its tasks stand."""
+    engine, found = await projects.find(principal, project)
+    request.scope[FACTS]["project"] = project
+    from penstock.server.project_rows import project_row
+
+    return _json(await project_row(engine, found), status)
 
 
-def _summary(status: RunStatus) -> dict[str, Any]:
-    """A project as it is listed; `created_at` is in seconds since 1970."""
-    about = {"id": status.run, "object": "project", "name": status.payload["project"]["name"]}
-    return {**about, "status": status.state, "created_at": int(status.at)}
-
-
-def project_row(status: RunStatus) -> dict[str, Any]:
-    """A project with all that is known of it: how its tasks stand, and what they used and cost in USD."""
-    from penstock.tasks.report import report_of
-
-    project = status.payload["project"]
-    report = report_of(msgspec.structs.replace(status, payload=project))
-    tasks = {task["id"]: task for task in project["tasks"]}
-    return {
-        **_summary(status),
-        "goal": project.get("goal", ""),
-        "error": status.value if status.state in ("failed", "cancelled") else None,
-        "counts": report.counts,
-        "usage": usage_json(report.usage),
-        "cost_usd": None if report.cost is None else usd(report.cost),
-        "started_at": report.started_at,
-        "completed_at": report.completed_at,
-        "offset": status.offset,
-        "tasks": [_task_row(result, tasks.get(result.task, {})) for result in report.results],
-    }
-
-
-def _task_row(result: ExecutionResult, task: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "id": result.task,
-        "status": result.status,
-        "agent": result.agent or task.get("agent"),
-        "depends_on": task.get("depends_on", []),
-        "output": result.output,
-        "error": result.error,
-        "attempts": result.attempts,
-        "usage": usage_json(result.usage),
-        "cost_usd": None if result.cost is None else usd(result.cost),
-        "started_at": result.started_at,
-        "completed_at": result.completed_at,
-    }
-
-
+_LATER: dict[str, Any] = {"status_code": 202}
 _TEXT: dict[str, Any] = {"type": "string"}
 _TEXTS: dict[str, Any] = {"type": "array", "items": _TEXT}
 _BODY: dict[str, Any] = {

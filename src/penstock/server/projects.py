@@ -7,15 +7,27 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
-from penstock.errors import Conflict, LimitReached, NotFound, PenstockError, StoreFailed, UnknownName, UsageError
+import msgspec
+
+from penstock.errors import (
+    Conflict,
+    Invalid,
+    LimitReached,
+    NotFound,
+    PenstockError,
+    StoreFailed,
+    UnknownName,
+    UsageError,
+)
 from penstock.policies.trace import Attributes, trace
 from penstock.run import Principal, execute
+from penstock.server.project_tasks import demand_task, reopen, settled
 
 if TYPE_CHECKING:
     from penstock.config import Catalog, Settings
@@ -31,8 +43,23 @@ SERVED = "served"
 """The flow of a client's project: its payload is `{"project": ..., "owner": tenant, "by": name}`."""
 MOST_AT_ONCE = 16
 """How many projects of one owner go on at once, in each process of the server."""
-LOOK_S = 1.0
+MOST_PROCESSES = 16
+"""How many commands an agent of mode `cli` runs at once, in each process of the server, unless its settings say it."""
+OVER, GOING = frozenset(("succeeded", "failed", "cancelled")), frozenset(("running", "paused"))
 _log = logging.getLogger("penstock.server")
+
+
+class Named(msgspec.Struct, frozen=True):
+    """A project's name, of all that its payload says."""
+
+    name: str
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """Whose a run is, and what it is called."""
+
+    owner: str
+    project: Named
 
 
 class Projects:
@@ -49,6 +76,7 @@ class Projects:
         self._executor: TaskExecutor | None = None
         self._engine: Engine | None = None
         self._living: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._waiting: dict[str, str] = {}
         self._taking: asyncio.Task[None] | None = None
         self._stopping = False
         self.closing = asyncio.Event()
@@ -62,7 +90,7 @@ class Projects:
         engine, executor = await self._making()
         from penstock.server.project_check import project_in
 
-        project = project_in(body, executor, withheld=self._withheld)
+        project = await asyncio.to_thread(project_in, body, executor, withheld=self._withheld)
         owner = _tenant(principal)
         payload = {"project": project.payload(), "owner": owner, "by": principal.name}
         run = f"proj_{uuid4().hex if key is None else _digest(principal, key)}"
@@ -76,41 +104,77 @@ class Projects:
                 raise Conflict(text, param="idempotency-key", code="idempotency_conflict")
         return known or await engine.status(run)
 
-    async def list(self, principal: Principal) -> list[RunStatus]:
-        """The projects that a caller may see, the newest first, without their tasks."""
+    async def list(self, principal: Principal, limit: int, after: str | None = None) -> list[RunStatus]:
+        """At most `limit` projects that a caller may see, the newest first, behind the one named `after`.
+
+        They are without their tasks. Raises `Invalid` where `after` is none of theirs.
+        """
         engine = await self._reading()
-        runs = await engine.runs() if engine else []
-        return [one for one in reversed(runs) if one.flow == SERVED and _seen(one, principal)]
+        runs = await engine.runs(payloads=False) if engine else []
+        own = (one for one in reversed(runs) if one.flow == SERVED and _seen(one, principal))
+        if after is not None and all(one.run != after for one in own):
+            raise Invalid(f"you have no project {after[:100]!r}: give the id of one", param="after")
+        return [*islice(own, limit)]
 
-    async def find(self, principal: Principal, run: str) -> tuple[Engine, RunStatus]:
-        """A project with its tasks, and the engine that keeps it; raises `NotFound`."""
+    async def find(self, principal: Principal, run: str, *, tasks: bool = True) -> tuple[Engine, RunStatus]:
+        """A project, and the engine that keeps it; quicker without its `tasks`. Raises `NotFound`."""
         engine, status = await self._found(principal, run)
-        if status.state == "interrupted" and self._settings.agents and not self._stopping:
-            await self._start(engine, run, status.payload)  # its process ended after this one had begun
-            status = await engine.status(run)
-        return engine, status
+        if status.state == "interrupted":  # its process ended after this one had begun
+            await self._take(engine, run, status)
+        elif not tasks:
+            return engine, status
+        return engine, await engine.status(run, steps=tasks)
 
-    async def cancel(self, principal: Principal, run: str) -> RunStatus:
-        """Cancel a project, whichever process runs it; one that has ended stays as it is."""
-        engine, _ = await self._found(principal, run)
-        await engine.cancel(run, reason=f"cancelled by {principal.name}")
-        return await engine.status(run)
+    async def cancel(self, principal: Principal, run: str, task: str | None = None) -> None:
+        """Cancel a project, or one of its tasks, whichever process runs it; what has ended stays as it is.
 
-    async def retry(self, principal: Principal, run: str, task: str) -> RunStatus:
-        """Let a task that did not succeed run again, and the project go on; raises `Conflict` for any other task."""
+        Raises `Conflict` for a task that cannot be reached: its project is interrupted, and it has not begun.
+        """
         engine, status = await self._found(principal, run)
-        if all(task != one["id"] for one in status.payload["project"]["tasks"]):
-            raise NotFound(f"project {run!r} has no task {task[:100]!r}", param="task", code="task_not_found")
+        demand_task(status, task)
+        if status.state in OVER:
+            return
+        try:
+            await engine.cancel(run, task, reason=f"cancelled by {principal.name}")
+        except UnknownName as error:
+            text = f"the task {task!r} has not begun, and nothing runs its project: try again when that is taken up"
+            raise Conflict(text, param="task", code="not_running") from error
+
+    async def retry(self, principal: Principal, run: str, task: str | None = None) -> None:
+        """Let a task that did not succeed run again, or all of them, and the project go on.
+
+        Raises `Conflict` for any other task, or where there is none such.
+        """
+        engine, status = await self._found(principal, run)
+        demand_task(status, task)
         await self._making()
+        owner = status.payload["owner"]
+        if run not in self._living:
+            self._demand_room(owner)
+        await reopen(engine, run, task)  # which may wait long for another process: nobody else waits for that
         async with self._beginning:
-            if run not in self._living:
-                self._demand_room(status.payload["owner"])
-            try:
-                await engine.retry(run, task)
-            except UsageError as error:
-                raise Conflict(str(error), param="task", code="not_retryable") from error
-            await self._start(engine, run, status.payload)
-        return await engine.status(run)
+            if run in self._living or self._has_room(owner):
+                await self._start(engine, run, status.payload)
+            else:
+                self._waiting[run] = owner
+
+    async def pause(self, principal: Principal, run: str) -> None:
+        """Start no more tasks of a project until `resume`; raises `Conflict` for one that does not go on."""
+        await self._steer(principal, run, "pause")
+
+    async def resume(self, principal: Principal, run: str) -> None:
+        """Go on after `pause`; raises `Conflict` for a project that does not go on."""
+        await self._steer(principal, run, "resume")
+
+    async def _steer(self, principal: Principal, run: str, what: Literal["pause", "resume"]) -> None:
+        engine, status = await self._found(principal, run)
+        text = f"the project {run!r} is {status.state}: only one that goes on can {what}"
+        if status.state not in GOING:
+            raise Conflict(text, param="id", code="not_running")
+        try:
+            await (engine.pause(run) if what == "pause" else engine.resume(run))
+        except UsageError as error:  # it has ended meanwhile
+            raise Conflict(text, param="id", code="not_running") from error
 
     def take_up(self) -> None:
         """Go on with the projects that a process left behind, in the background."""
@@ -123,13 +187,14 @@ class Projects:
         if self._taking is not None:
             self._taking.cancel()
         if (engine := self._engine) is not None:
-            ends = await asyncio.gather(*(_settled(engine, run) for run in self._living), return_exceptions=True)
+            ends = await asyncio.gather(*(settled(engine, run) for run in self._living), return_exceptions=True)
             for error in filter(None, ends):
                 _log.error("a project is interrupted as it stands: %s", error)
 
     async def aclose(self) -> None:
         """Interrupt what still runs, so that it can be taken up, and let go of the journal."""
         self.closing.set()
+        self._stopping = True
         if self._taking is not None:
             self._taking.cancel()
             await asyncio.wait((self._taking,))
@@ -143,7 +208,7 @@ class Projects:
 
     async def _found(self, principal: Principal, run: str) -> tuple[Engine, RunStatus]:
         engine = await self._reading()
-        status = await _known(engine, run) if engine else None
+        status = await _known(engine, run, steps=False) if engine else None
         if engine is None or status is None or status.flow != SERVED or not _seen(status, principal):
             text = f"no project {run[:100]!r}: GET /v1/projects lists yours"
             raise NotFound(text, param="id", code="project_not_found")
@@ -171,7 +236,7 @@ class Projects:
                 from penstock.config.projects import make_tasks, open_engine
                 from penstock.tasks.flow import register_projects
 
-                free = tuple(agent for agent in self._settings.agents if agent.name not in self._withheld)
+                free = tuple(_bounded(agent) for agent in self._settings.agents if agent.name not in self._withheld)
                 settings = self._settings.model_copy(update={"agents": free})
                 executor = make_tasks(settings, self._catalog)
                 try:
@@ -192,35 +257,60 @@ class Projects:
             if error.code != "in_progress":
                 raise
             return
-        if run not in self._living:
-            self._living[run] = payload["owner"], asyncio.ensure_future(self._follow(engine, run))
+        owner = payload["owner"]  # who followed it before may not have seen yet that it had ended, and goes on again
+        self._living[run] = owner, asyncio.ensure_future(self._follow(engine, run, owner))
 
-    async def _follow(self, engine: Engine, run: str) -> None:
+    async def _follow(self, engine: Engine, run: str, owner: str) -> None:
         try:
             status = await engine.wait(run)
             _log.info("project %s is %s", run, status.state)
         except PenstockError as error:
             _log.error("project %s: %s", run, error)
         finally:
-            del self._living[run]
+            following = self._living.get(run)
+            if following is not None and following[1] is asyncio.current_task():
+                del self._living[run]
+        await self._take_next(engine, owner)
+
+    async def _take(self, engine: Engine, run: str, status: RunStatus) -> None:
+        """Go on with a project that no process runs, now or when one of its owner has ended."""
+        if not self._settings.agents or self._stopping:
+            return
+        owner = status.part(Kept).owner
+        self._waiting[run] = owner
+        await self._take_next(engine, owner)
+
+    async def _take_next(self, engine: Engine, owner: str) -> None:
+        """Go on with what waits for room, as long as there is some."""
+        async with self._beginning:
+            while not self._stopping and self._has_room(owner):
+                run = next((run for run, other in self._waiting.items() if other == owner), None)
+                if run is None:
+                    return
+                del self._waiting[run]
+                try:
+                    await self._start(engine, run, (await engine.status(run, steps=False)).payload)
+                except PenstockError as error:
+                    _log.error("project %s is not taken up: %s", run, error)
+
+    def _has_room(self, owner: str) -> bool:
+        return sum(other == owner for other, _ in self._living.values()) < MOST_AT_ONCE
 
     def _demand_room(self, owner: str) -> None:
-        if sum(other == owner for other, _ in self._living.values()) >= MOST_AT_ONCE:
+        if not self._has_room(owner):
             text = f"{MOST_AT_ONCE} projects of {owner!r} go on: wait until one has ended, or cancel one"
             raise LimitReached(text, limit="projects")
 
     async def _take_up(self) -> None:
         try:
             engine, _ = await self._opened()
-            left = [one for one in await engine.runs() if one.flow == SERVED and one.state == "interrupted"]
+            runs = await engine.runs(payloads=False)
         except PenstockError as error:
             _log.error("the projects of the process before are not taken up: %s", error)
             return
-        for one in left:
-            try:
-                await self._start(engine, one.run, one.payload)
-            except PenstockError as error:
-                _log.error("project %s is not taken up: %s", one.run, error)
+        for one in runs:
+            if one.flow == SERVED and one.state == "interrupted":
+                await self._take(engine, one.run, one)
 
 
 def asking(agents: Iterable[AgentSettings]) -> frozenset[str]:
@@ -232,14 +322,11 @@ def asking(agents: Iterable[AgentSettings]) -> frozenset[str]:
     return frozenset(found)
 
 
-async def _settled(engine: Engine, run: str) -> None:
-    """Pause a run, and return when none of its steps runs."""
-    with suppress(UsageError):  # it has ended meanwhile
-        await engine.pause(run)
-        status = await engine.status(run)
-        while any(step.state == "running" for step in status.steps.values()):
-            await engine.events(run, after=status.offset, wait_s=LOOK_S)
-            status = await engine.status(run)
+def _bounded(agent: AgentSettings) -> AgentSettings:
+    """An agent that starts at most so many processes at once, for all projects together, where it does not say."""
+    if agent.mode != "cli" or agent.concurrent is not None:
+        return agent
+    return agent.model_copy(update={"concurrent": MOST_PROCESSES})
 
 
 def _load() -> None:
@@ -265,9 +352,9 @@ def _served(tasks: Tasks, *, traced: bool) -> Any:
     return served
 
 
-async def _known(engine: Engine, run: str) -> RunStatus | None:
+async def _known(engine: Engine, run: str, *, steps: bool = True) -> RunStatus | None:
     try:
-        return await engine.status(run)
+        return await engine.status(run, steps=steps)
     except UnknownName:
         return None
 
@@ -277,7 +364,7 @@ def _tenant(principal: Principal) -> str:
 
 
 def _seen(status: RunStatus, principal: Principal) -> bool:
-    return principal.holds("admin") or status.payload["owner"] == _tenant(principal)
+    return principal.holds("admin") or status.part(Kept).owner == _tenant(principal)
 
 
 def _digest(principal: Principal, key: str) -> str:
