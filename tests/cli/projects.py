@@ -61,18 +61,18 @@ def seen(path: Path, seconds: float = WAIT_S) -> str:
     return path.read_text().strip()
 
 
-def left_behind(folder: Path) -> None:
-    """Run the project in a folder until its slow task runs, and leave it."""
+def left_behind(folder: Path, run: str | None = None) -> None:
+    """Run the project in a folder until its slow task runs, and leave it; the run has its name, or another one."""
     settings = Settings(store=StoreSettings(dir=str(folder / ".penstock")))
 
-    async def run() -> None:
+    async def work() -> None:
         spec, agents = read_project(str(folder / "project.yaml"), {}, settings=settings)
         staff = Staff.of(settings, agents, as_json=True, file=str(folder / "project.yaml"))
         async with staff.engine() as engine:
-            await engine.start(spec.name, PROJECT, spec.payload())
+            await engine.start(run or spec.name, PROJECT, spec.payload())
             await asyncio.to_thread(seen, folder / "pid")
 
-    asyncio.run(run())
+    asyncio.run(work())
 
 
 def stands(folder: Path, run: str = "site") -> RunStatus:

@@ -35,7 +35,7 @@ def test_without_any_run_it_says_how_to_begin_one(tmp_path: Path, command: Comma
 def test_runs_are_listed_the_newest_first(failed: Path, command: Command) -> None:
     command("run", "project.yaml", folder=failed)
     rows = [row.split()[:3] for row in command("project", "list", folder=failed).stdout.splitlines()]
-    assert rows == [["run", "state", "tasks"], ["site-2", "failed", "3"], ["site", "failed", "3"]]
+    assert rows == [["run", "state", "tasks"], ["site-2", "failed", "1/3"], ["site", "failed", "1/3"]]
     told = json.loads(command("project", "list", "--json", folder=failed).stdout)["runs"]
     assert [(one["run"], one["project"], one["state"]) for one in told] == [
         ("site", "site", "failed"),
@@ -75,7 +75,7 @@ def test_the_report_is_markdown_or_json_on_stdout_or_in_a_file(failed: Path, com
     text = command("project", "report", folder=failed).stdout
     assert text.startswith("# Project site\n")
     assert "done so" in text
-    assert command("project", "report", "-o", "r.md", folder=failed).stdout == ""
+    assert command("project", "report", "-o", "r.md", folder=failed).stdout == "written to r.md\n"
     assert (failed / "r.md").read_text() == text
     told = json.loads(command("project", "report", "--json", folder=failed).stdout)
     assert told["results"][0]["output"] == "done so"
@@ -143,7 +143,11 @@ def test_what_may_have_happened_is_done_again_only_when_asked_for(tmp_path: Path
     assert "1 unknown, 1 blocked" in done.stdout
     assert ran(tmp_path) == ["quick", "slow"]
     (tmp_path / "go").touch()
-    assert command("project", "retry", folder=tmp_path).returncode == 0
+    advice = "write may have had its effects: look, then `penstock project retry site write`\n"
+    assert done.stdout.endswith(f"read all: penstock project report site\n{advice}")
+    refused = command("project", "retry", folder=tmp_path)
+    assert (refused.returncode, refused.stderr, ran(tmp_path)) == (2, f"penstock: {advice}", ["quick", "slow"])
+    assert command("project", "retry", "site", "write", folder=tmp_path).returncode == 0
     assert ran(tmp_path) == ["quick", "slow", "slow", "quick"]
 
 
@@ -153,8 +157,11 @@ def test_a_run_that_nobody_runs_is_cancelled_once(tmp_path: Path, command: Comma
     done = command("project", "cancel", folder=tmp_path)
     assert (done.returncode, done.stdout) == (0, "cancelled: the run 'site'\n")
     assert stands(tmp_path).state == "cancelled"
-    again = command("project", "cancel", folder=tmp_path)
+    again = command("project", "cancel", "site", folder=tmp_path)
     assert (again.returncode, again.stderr) == (1, "penstock: the run 'site' has ended already\n")
+    again = command("project", "cancel", folder=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "nothing to cancel: no run has been left unfinished" in again.stderr
 
 
 def test_a_run_goes_back_and_on_from_there(failed: Path, command: Command) -> None:
@@ -164,12 +171,24 @@ def test_a_run_goes_back_and_on_from_there(failed: Path, command: Command) -> No
     done = command("project", "rollback", "site", str(planned), folder=failed)
     assert done.returncode == 0
     assert done.stdout.startswith(f"site is as it was at {planned}: interrupted: 1 of 3 tasks succeeded, 2 pending")
-    assert done.stdout.endswith(f"penstock run {failed / 'project.yaml'} --resume\n")
+    assert done.stdout.endswith("go on with it: penstock project resume site\n")
     assert command("run", "project.yaml", "--resume", folder=failed).returncode == 0
     assert ran(failed) == ["quick", "bad", "bad", "quick"]
     refused = command("project", "rollback", "site", "999", folder=failed)
     assert refused.returncode == 2
     assert "no offset 999" in refused.stderr
+
+
+def test_row_c8_a_run_is_removed_unless_it_goes_on(failed: Path, command: Command) -> None:
+    command("run", "project.yaml", folder=failed)
+    done = command("project", "remove", "site", folder=failed)
+    assert (done.returncode, done.stdout) == (0, "removed: the run 'site'\n")
+    again = command("project", "remove", "site", folder=failed)
+    assert (again.returncode, again.stderr) == (2, "penstock: there is no run 'site': there are 'site-2'\n")
+    told = command("project", "remove", "site-2", "--json", folder=failed)
+    assert (told.returncode, json.loads(told.stdout)) == (0, {"removed": "site-2"})
+    assert "no project has been run yet" in command("project", "status", folder=failed).stderr
+    assert command("project", "remove", folder=failed).returncode == 2
 
 
 def test_the_journal_is_copied_whole_and_over_nothing(failed: Path, command: Command) -> None:

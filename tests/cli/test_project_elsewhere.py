@@ -47,6 +47,9 @@ def test_it_is_watched_until_it_has_ended(tmp_path: Path, command: Command) -> N
         refused = command("run", "project.yaml", folder=tmp_path)
         assert refused.returncode == 2
         assert "another process runs it; `penstock project status site --follow` shows it" in refused.stderr
+        refused = command("project", "remove", "site", folder=tmp_path)
+        assert refused.returncode == 2
+        assert "the run 'site' is held by the process" in refused.stderr
         Timer(0.3, (tmp_path / "go").touch).start()
         followed = command("project", "status", "--follow", folder=tmp_path)
         assert child.wait(10) == 0

@@ -83,7 +83,7 @@ def test_as_json_it_is_the_whole_log_and_then_the_report(tmp_path: Path, command
         ),
         (("[plan]", "[check]"), [], "circle"),
         (("name: site", "nam: site"), [], "unknown key 'nam'"),
-        ((), ["--resume"], "nothing to resume of the project 'site': `penstock run project.yaml` begins one"),
+        ((), ["--resume"], "nothing to resume of the project 'site' in '"),
         ((), ["--resume", "--new"], "not both"),
         ((), ["--config", "none.yaml"], "none.yaml: cannot be read"),
     ],
@@ -98,6 +98,7 @@ def test_what_is_wrong_is_said_before_anything_runs(
     assert done.stderr.startswith("penstock: ")
     assert words in done.stderr
     assert ran(tmp_path) == []
+    assert not (tmp_path / ".penstock").exists()
 
 
 def test_no_more_tasks_run_at_once_than_asked_for(tmp_path: Path, command: Command) -> None:
@@ -118,7 +119,7 @@ def test_what_was_interrupted_goes_on_where_it_was(tmp_path: Path, command: Comm
     refused = command("run", "project.yaml", folder=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr == (
-        "penstock: the run 'site' is interrupted: `penstock run project.yaml --resume` goes on with it, "
+        "penstock: the run 'site' is interrupted: `penstock project resume site` goes on with it, "
         "--new begins another\n"
     )
     (tmp_path / "go").touch()
@@ -129,7 +130,7 @@ def test_what_was_interrupted_goes_on_where_it_was(tmp_path: Path, command: Comm
     assert ran(tmp_path) == ["quick", "slow", "slow", "quick"]
     again = command("run", "project.yaml", "--resume", folder=tmp_path)
     assert again.returncode == 2
-    assert "nothing to resume of the project 'site': 'site' succeeded" in again.stderr
+    assert f"nothing to resume of the project 'site' in '{tmp_path / '.penstock'}': 'site' succeeded" in again.stderr
 
 
 def test_a_new_run_may_begin_beside_one_that_was_interrupted(tmp_path: Path, command: Command) -> None:
@@ -157,6 +158,48 @@ def test_a_file_that_changed_is_not_gone_on_with(tmp_path: Path, command: Comman
     done = command("run", "project.yaml", "--resume", folder=tmp_path)
     assert done.returncode == 0
     assert done.stderr.startswith("penstock: it goes on with limits.concurrent 8, with which it began\n")
+
+
+def test_the_run_of_a_project_with_a_like_name_is_left_alone(tmp_path: Path, command: Command) -> None:
+    file = written(tmp_path, "slow")
+    file.write_text(file.read_text().replace("name: site", "name: site-2"))
+    left_behind(tmp_path, "site-2")
+    written(tmp_path)
+    assert "nothing to resume" in command("run", "project.yaml", "--resume", folder=tmp_path).stderr
+    for name in ("site", "site-3"):
+        done = command("run", "project.yaml", folder=tmp_path)
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"read all: penstock project report {name}")
+    assert stands(tmp_path, "site-2").state == "interrupted"
+
+
+@pytest.mark.parametrize("key", ["defaults", "limits"])
+def test_a_file_that_says_other_defaults_or_limits_is_not_gone_on_with(
+    tmp_path: Path, command: Command, key: str
+) -> None:
+    file = written(tmp_path, "slow")
+    left_behind(tmp_path)
+    text = file.read_text()
+    if key == "defaults":
+        file.write_text(text.replace("{agent: quick}", "{agent: quick, timeout_s: 60}"))
+    else:
+        file.write_text(text + "limits: {agents: {quick: 1}, concurrent: 2}\n")
+    done = command("run", "project.yaml", "--resume", folder=tmp_path)
+    assert done.returncode == 2
+    assert f"has changed since the run 'site' began ({key} changed)" in done.stderr
+
+
+def test_what_goes_on_may_be_narrower_or_wider_than_it_began(tmp_path: Path, command: Command) -> None:
+    file = written(tmp_path, "slow")
+    file.write_text(file.read_text().replace("[plan]", "[]").replace("[write]", "[plan]") + "limits: {concurrent: 2}\n")
+    left_behind(tmp_path)
+    (tmp_path / "go").touch()
+    done = command("run", "project.yaml", "--resume", "--concurrent", "1", folder=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[0][:5]) == (0, "site:")
+    running = 0
+    for line in done.stderr.splitlines()[1:]:
+        running += 1 if "in progress" in line else -1
+        assert 0 <= running <= 1
+    assert stands(tmp_path).payload["limits"] == {"concurrent": 2}
 
 
 def test_agents_may_change_between(tmp_path: Path, command: Command) -> None:

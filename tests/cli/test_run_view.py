@@ -248,7 +248,7 @@ def test_ctrl_c_stops_what_runs_and_says_how_to_go_on(tmp_path: Path) -> None:
         screen.until("1/3")
         process = int(seen(tmp_path / "pid"))
         screen.type("\x03")
-        screen.until("`penstock run project.yaml --resume` goes on")
+        screen.until("`penstock project resume site` goes on")
         assert screen.child.wait(10) == 130
     assert "Traceback" not in screen.text
     with pytest.raises(ProcessLookupError):
@@ -274,6 +274,6 @@ def test_sigterm_stops_it_in_the_same_way_and_nohup_holds(tmp_path: Path) -> Non
     last = next(line for line in child.stderr if line.startswith("penstock: "))
     with pytest.raises(ProcessLookupError):  # by the time it is said
         os.kill(process, 0)
-    assert last.startswith("penstock: interrupted, 1 of 3 tasks have ended: `penstock run project.yaml --resume`")
+    assert last.startswith("penstock: interrupted, 1 of 3 tasks have ended: `penstock project resume site`")
     child.communicate(timeout=20)
     assert child.returncode == 130

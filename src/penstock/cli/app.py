@@ -9,6 +9,7 @@ import typer
 from penstock.cli.ends import reported
 from penstock.cli.options import Config, Json
 from penstock.cli.project import project
+from penstock.errors import UsageError
 
 app = typer.Typer(
     name="penstock",
@@ -118,7 +119,9 @@ def check(
 
 @app.command()
 def batch(  # noqa: PLR0913, PLR0917  # each is an option
-    items: Annotated[str, typer.Argument(metavar="FILE", help="a JSON object a line, such as items.jsonl")],
+    items: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="a JSON object a line, such as items.jsonl; - is stdin")
+    ] = None,
     schema: Annotated[
         str | None, typer.Option("--schema", metavar="FILE", help="JSON Schema of a value; default: a plan")
     ] = None,
@@ -129,14 +132,19 @@ def batch(  # noqa: PLR0913, PLR0917  # each is an option
     size: Annotated[int, typer.Option(min=1, help="items of a call, at most")] = 10,
     concurrent: Annotated[int, typer.Option(min=1, help="calls at once")] = 4,
     latency: Annotated[float | None, typer.Option(metavar="SECONDS", help="how long a call may take")] = None,
+    params: Annotated[
+        list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="a field of each request")
+    ] = None,
     new: Annotated[bool, typer.Option("--new", help="begin anew, although values are kept")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="list the batches that are kept, and do no more")] = False,
+    remove: Annotated[str | None, typer.Option(metavar="NAME", help="remove what is kept of a batch")] = None,
     config: Config = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="each outcome as it ends, then the report, on stdout")
     ] = False,
 ) -> None:
     """Get a value for each item of a file, many a call; one that is interrupted goes on when it is run again."""
-    from penstock.cli.batch import Options, run_batch
+    from penstock.cli.batch import Options, run_batch, tell_batches
 
     chosen = Options(
         schema=schema,
@@ -147,28 +155,37 @@ def batch(  # noqa: PLR0913, PLR0917  # each is an option
         size=size,
         concurrent=concurrent,
         latency_s=latency,
+        params=params or (),
         config=config,
         as_json=as_json,
         new=new,
     )
     with reported():
-        code = run_batch(items, chosen)
+        if listing or remove is not None:
+            code = tell_batches(chosen, remove=remove)
+        elif items is None:
+            raise UsageError("no items: name a file with a JSON object a line, or - for stdin")
+        else:
+            code = run_batch(items, chosen)
     raise typer.Exit(code)
 
 
 @app.command()
-def run(  # each is an option
+def run(  # noqa: PLR0913, PLR0917  # each is an option
     file: Annotated[str, typer.Argument(metavar="FILE", help="a project file, such as project.yaml")],
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run that was interrupted")] = False,
     new: Annotated[bool, typer.Option("--new", help="begin anew, although a run was interrupted")] = False,
     concurrent: Annotated[int | None, typer.Option(min=1, help="tasks at once; default: what the file says")] = None,
+    dry: Annotated[bool, typer.Option("--check", help="read and check it, print its tasks, and run nothing")] = False,
     config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="the log as JSON, an entry a line, then the report")] = False,
 ) -> None:
     """Run a project, and show it; one that is interrupted goes on with --resume."""
-    from penstock.cli.run import run_project
+    from penstock.cli.run import check_project, run_project
 
     with reported():
+        if dry:
+            raise typer.Exit(check_project(file, as_json=as_json, config=config))
         code = run_project(file, resume=resume, new=new, concurrent=concurrent, as_json=as_json, config=config)
     raise typer.Exit(code)
 
@@ -192,7 +209,7 @@ def plan(
 @token.command()
 def new(
     name: Annotated[str, typer.Argument(help="who will use it")],
-    scopes: Annotated[str, typer.Option(help="separated by commas: chat, tools, admin")] = "chat",
+    scopes: Annotated[str, typer.Option(help="separated by commas: chat, tools, projects, admin")] = "chat",
     tenant: Annotated[str | None, typer.Option(help="default: the name")] = None,
     as_json: Json = False,
 ) -> None:

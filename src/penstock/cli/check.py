@@ -56,6 +56,10 @@ def _report(settings: Settings, catalog: Catalog) -> dict[str, Any]:
             for one in catalog.served
         ],
         "tools": [{"name": tool.name, "kind": tool.kind, "type": tool.type} for tool in settings.tools],
+        "agents": [
+            {"name": one.name, "mode": one.mode, "does": one.model or one.provider or "".join(one.command[:1])}
+            for one in (agent.config for agent in settings.agents)
+        ],
         "auth": [{"name": token.name, "scopes": token.scopes} for token in settings.auth.tokens],
         "notices": catalog.notices,
     }
@@ -86,5 +90,10 @@ def _show(report: dict[str, Any]) -> None:
         for one in report["tools"]:
             tools.add_row(*map(Text, (one["name"], one["kind"], one["type"])))
         out.print(tools)
+    if report["agents"]:
+        agents = Table("agent", "mode", "model, provider or program", box=None)
+        for one in report["agents"]:
+            agents.add_row(*map(Text, (one["name"], one["mode"], one["does"])))
+        out.print(agents)
     tokens = ", ".join(f"{one['name']} ({' '.join(one['scopes'])})" for one in report["auth"])
     out.print(f"auth: {tokens}" if tokens else "auth: off, no token is configured")

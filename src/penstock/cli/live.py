@@ -56,13 +56,18 @@ class Lines:
     """A line on stderr for each task that starts or ends, with the seconds since the view began."""
 
     def __init__(self, board: Board, title: str) -> None:
-        self._board, self._title, self._began = board, title, time()
+        self._board, self._began = board, time()
+        self._head = f"{one_line(title)}: {totals(board)}"
 
     def start(self) -> None:
-        """Nothing is open."""
+        """Say once how it stands."""
+        if self._head:
+            print(self._head, file=sys.stderr, flush=True)
+        self._head = ""
 
     def tell(self, entry: Logged) -> None:
         """Print what changed."""
+        self.start()
         row = self._board.log(entry)
         if row is not None and row.status is not PENDING:
             seconds = max(0.0, entry.at - self._began)
@@ -152,5 +157,4 @@ def view_of(board: Board, title: str, *, as_json: bool) -> View:
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     if console.is_terminal and not console.is_dumb_terminal:
         return Screen(board, title, console)
-    print(f"{one_line(title)}: {totals(board)}", file=sys.stderr, flush=True)
     return Lines(board, title)

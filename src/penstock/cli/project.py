@@ -12,15 +12,23 @@ from penstock.cli.options import Config, Json
 project = typer.Typer(name="project", help="See, repair and keep the runs of projects.", no_args_is_help=True)
 
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="the run; default: the newest one")]
+ProjectFile = Annotated[
+    str | None, typer.Option("--file", metavar="FILE", help="the project file; default: the one it began with")
+]
+Log = Annotated[bool, typer.Option("--json", help="the log as JSON, an entry a line")]
 
 
 @project.command("list")
-def list_runs(config: Config = None, as_json: Json = False) -> None:
-    """List all runs, the newest first."""
+def list_runs(
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="how many, at most")] = 20,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """List the runs, the newest first."""
     from penstock.cli import runs as work
 
     with reported():
-        work.list_runs(config, as_json=as_json)
+        work.list_runs(config, limit=limit, as_json=as_json)
 
 
 @project.command()
@@ -69,28 +77,44 @@ def graph(
 def events(
     name: Name = None,
     after: Annotated[int, typer.Option(metavar="OFFSET", min=0, help="only what comes behind it")] = 0,
+    full: Annotated[bool, typer.Option("--full", help="whole values, not their first lines")] = False,
     config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
     """Print the log of a run, with the offset of each entry."""
-    from penstock.cli import runs as work
+    from penstock.cli import happened as work
 
     with reported():
-        work.events(name, config, after=after, as_json=as_json)
+        work.events(name, config, after=after, full=full, as_json=as_json)
+
+
+@project.command()
+def resume(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="default: the only one there is")] = None,
+    file: ProjectFile = None,
+    config: Config = None,
+    as_json: Log = False,
+) -> None:
+    """Go on with a run that was interrupted; what has ended is not done again."""
+    from penstock.cli import mend as work
+
+    with reported():
+        code = work.resume(name, config, file=file, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @project.command()
 def retry(
     name: Name = None,
-    tasks: Annotated[list[str] | None, typer.Argument(metavar="[TASK]...", help="default: all that failed")] = None,
-    file: Annotated[
-        str | None, typer.Option("--file", metavar="FILE", help="the project file; default: the one it began with")
+    tasks: Annotated[
+        list[str] | None, typer.Argument(metavar="[TASK]...", help="default: all that failed or were cancelled")
     ] = None,
+    file: ProjectFile = None,
     config: Config = None,
-    as_json: Annotated[bool, typer.Option("--json", help="the log as JSON, an entry a line")] = False,
+    as_json: Log = False,
 ) -> None:
-    """Do again what failed, was cancelled, or may have happened, and go on with the run."""
-    from penstock.cli import runs as work
+    """Do again what failed or was cancelled, and what may have happened where it is named; then go on with the run."""
+    from penstock.cli import mend as work
 
     with reported():
         code = work.retry(name, tasks or (), config, file=file, as_json=as_json)
@@ -99,12 +123,12 @@ def retry(
 
 @project.command()
 def cancel(
-    name: Name = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="default: the only one not ended")] = None,
     task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="default: the whole run")] = None,
     config: Config = None,
 ) -> None:
     """Cancel a run or one of its tasks, whichever process runs it."""
-    from penstock.cli import runs as work
+    from penstock.cli import mend as work
 
     with reported():
         code = work.cancel(name, task, config)
@@ -118,10 +142,23 @@ def rollback(
     config: Config = None,
 ) -> None:
     """Bring a run that does not go on back to an earlier state."""
-    from penstock.cli import runs as work
+    from penstock.cli import mend as work
 
     with reported():
         work.rollback(name, offset, config)
+
+
+@project.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="the run")],
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Remove a run that does not go on, with its log; it is not asked for again."""
+    from penstock.cli import mend as work
+
+    with reported():
+        work.remove(name, config, as_json=as_json)
 
 
 @project.command()

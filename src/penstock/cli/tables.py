@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 FRAMES_PER_S = 5
 GAP = "  "
+CUT, PLAIN_CUT = "…", "~"
 
 
 class Look(NamedTuple):
@@ -77,15 +78,18 @@ def table(rows: Sequence[Row], console: Console, *, head: bool = False, now: flo
     for number, line in enumerate(cells):
         row = rows[number - head] if number >= head else None
         fitted = GAP.join(
-            fit(text, wide, right=column.right) for text, wide, column in zip(line, widths, columns, strict=True)
+            fit(text, wide, right=column.right) if place else middled(text, wide)
+            for place, (text, wide, column) in enumerate(zip(line, widths, columns, strict=True))
         )
+        fitted = fitted if fancy else fitted.replace(CUT, PLAIN_CUT)
         if row is None:
             made.append(f" {GAP}{fitted}{GAP}output", "bold")
         else:
             look = LOOKS[row.status]
             made.append(symbol_of(row.status, fancy=fancy, now=now) + GAP, look.style)
             made.append(fitted + GAP, "dim" if row.status is ExecutionStatus.PENDING else "")
-            made.append(_words(row, room), look.words)
+            words = _words(row, room)
+            made.append(words if fancy else words.replace(CUT, PLAIN_CUT), look.words)
         made.append("\n" if number + 1 < len(cells) else "")
     return made
 
@@ -104,6 +108,16 @@ def fit(text: str, width: int, *, right: bool = False, end: bool = False) -> str
     while cell_len(text) > width - 1:
         text = text[1 + (cell_len(text) - width) // 2 :]
     return "…" + text + " " * (width - 1 - cell_len(text))
+
+
+def middled(text: str, width: int) -> str:
+    """A text of just this width: filled up, or without its middle, as what differs often stands at the end."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= width or width < 5:
+        return fit(text, width)
+    first = width // 2
+    return set_cell_size(text, first) + fit(text, width - first, end=True)
 
 
 def symbol_of(status: ExecutionStatus, *, fancy: bool, now: float | None = None) -> str:
