@@ -20,6 +20,7 @@ from typing import Self
 
 import opentelemetry.trace
 import pytest
+from openai import OpenAI
 
 from penstock.config import load
 from penstock.config.projects import read_project
@@ -76,6 +77,9 @@ class Reading:
     def __exit__(self, *_: object) -> None:
         for server in self._servers:  # all at once, as each takes a moment to drain
             server.popen.terminate()
+        for made in vars(self.module).values():  # such as an SDK's client, which keeps its connections
+            if isinstance(made, OpenAI):
+                made.close()
         self._open.close()
 
     def follow(self) -> None:
@@ -105,7 +109,10 @@ class Reading:
         return None
 
     def python(self, block: Block) -> str:
-        """Execute a block in the page's namespace; what it printed."""
+        """Execute a block in the page's namespace; what it printed. One that names its file is written there."""
+        if named := re.match(r"# (\S+\.py)\n", block.text):
+            (self.folder / named[1]).write_text(block.text)
+            return ""
         source = "\n" * (block.line - 1) + self._here(block.text)
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         code: CodeType = compile(source, str(self.page), "exec", flags=flags, dont_inherit=True)

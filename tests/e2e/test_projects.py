@@ -56,7 +56,7 @@ def test_case_18_the_example_is_killed_twice_and_each_of_its_tasks_is_done_once(
             _, said = second.communicate(timeout=STARTS_S)
         assert (second.returncode, said) == (
             1,
-            f"penstock: Conflict: the run 'release' is held by the process {first.pid}: wait for it, or stop it\n",
+            f"penstock: the run 'release' is held by the process {first.pid}: wait for it, or stop it\n",
         )
         first.kill()
     with start(*run, "--resume", folder=tmp_path) as third:
