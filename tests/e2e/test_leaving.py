@@ -186,7 +186,8 @@ async def test_the_interpreter_has_nothing_to_complain_about(tiny_llm: TinyLlm) 
     with penstock(env={"OPENAI_BASE_URL": tiny_llm.base_url}, python=strict) as process:
         answers = await mixed(process.port, 20)
         assert {answer.split(b" ", 2)[1] for answer in answers if answer} == {b"200", b"400"}
-        assert openai.OpenAI(base_url=f"{process.base_url}/v1", api_key="none").models.retrieve(MODEL).id == MODEL
+        with openai.OpenAI(base_url=f"{process.base_url}/v1", api_key="none") as client:
+            assert client.models.retrieve(MODEL).id == MODEL
         assert process.terminate(10.0) == 0
         said = process.stderr()
     assert [word for word in COMPLAINTS if word in said] == [], said

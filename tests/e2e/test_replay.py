@@ -28,19 +28,23 @@ def serving(folder: Path, *arguments: str, **env: str) -> Generator[Process]:
 
 def asked(process: Process) -> list[Any]:
     """What an application gets that asks for a stream, a whole answer, a tool and one time too often."""
-    client = openai.OpenAI(base_url=f"{process.base_url}/v1", api_key="none", max_retries=0)
-    chat: Any = client.chat.completions.create
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
-    options = {"include_usage": True}
-    got: list[Any] = []
-    for request in ({"stream": True, "stream_options": options}, {"temperature": 0.5}, {"tools": [tool]}, {"seed": 1}):
-        try:
-            answer = chat(model="m1", messages=HELLO, **request)
-            said = [part.model_dump() for part in answer] if "stream" in request else [answer.model_dump()]
-        except openai.RateLimitError as error:
-            said = [error.status_code, error.body, error.response.headers["retry-after"]]
-        got.append(said)
-    return got
+    requests = ({"stream": True, "stream_options": {"include_usage": True}}, {"temperature": 0.5}, {"tools": [tool]})
+    with sdk(process) as client:
+        return [said(client, request) for request in (*requests, {"seed": 1})]
+
+
+def sdk(process: Process) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{process.base_url}/v1", api_key="none", max_retries=0)
+
+
+def said(client: openai.OpenAI, request: dict[str, Any]) -> list[Any]:
+    chat: Any = client.chat.completions.create
+    try:
+        answer = chat(model="m1", messages=HELLO, **request)
+        return [part.model_dump() for part in answer] if "stream" in request else [answer.model_dump()]
+    except openai.RateLimitError as error:
+        return [error.status_code, error.body, error.response.headers["retry-after"]]
 
 
 def test_what_was_recorded_is_served_again(upstream: Upstream, tmp_path: Path) -> None:
@@ -61,10 +65,10 @@ def test_what_was_recorded_is_served_again(upstream: Upstream, tmp_path: Path) -
     with serving(tmp_path, "serve", "--replay", "calls") as process:
         lived[1][0]["choices"][0]["message"]["content"] = "your key is ***"
         assert asked(process) == lived
-        client = openai.OpenAI(base_url=f"{process.base_url}/v1", api_key="none", max_retries=0)
-        assert [model.id for model in client.models.list()] == ["m1"]
-        with pytest.raises(openai.NotFoundError, match=r"is 'Say hello\.', not 'Say goodbye\.'"):
-            client.chat.completions.create(model="m1", messages=[{"role": "user", "content": "Say goodbye."}])
-        with pytest.raises(openai.NotFoundError, match="nothing is recorded of the model 'm2'"):
-            client.chat.completions.create(model="m2", messages=HELLO)
+        with sdk(process) as client:
+            assert [model.id for model in client.models.list()] == ["m1"]
+            with pytest.raises(openai.NotFoundError, match=r"is 'Say hello\.', not 'Say goodbye\.'"):
+                client.chat.completions.create(model="m1", messages=[{"role": "user", "content": "Say goodbye."}])
+            with pytest.raises(openai.NotFoundError, match="nothing is recorded of the model 'm2'"):
+                client.chat.completions.create(model="m2", messages=HELLO)
         assert "replays 4 exchanges recorded in calls, without a key or a network" in process.stderr()
