@@ -16,11 +16,15 @@ PATH = {"PATH": "/usr/bin:/bin"}
 TASK = "tasks: [{id: t, description: Do it.}]"
 
 
-def read(folder: Path, agents: str, env: Mapping[str, str] = PATH, *, config: str = "", terminal: bool = True) -> None:
+def read(
+    folder: Path, agents: str, env: Mapping[str, str] = PATH, *, config: str = "", terminal: bool = True
+) -> list[str]:
+    """The names of the agents of a project that is accepted."""
     (folder / "penstock.yaml").write_text(config, "utf-8")
     (folder / "project.yaml").write_text(f"name: p\nagents:\n{agents}\n{TASK}\n", "utf-8")
     settings = load(str(folder / "penstock.yaml"), env)
-    read_project(str(folder / "project.yaml"), env, settings=settings, terminal=terminal)
+    _, found = read_project(str(folder / "project.yaml"), env, settings=settings, terminal=terminal)
+    return [agent.name for agent in found]
 
 
 # Each row: an agent, the key, and words of the message.
@@ -54,7 +58,7 @@ def test_what_is_lacking_is_placed_and_explained(tmp_path: Path, agent: str, key
 
 @pytest.mark.parametrize("agent", FITS.values(), ids=FITS)
 def test_what_fits_is_accepted(tmp_path: Path, agent: str) -> None:
-    read(tmp_path, f"  - {{name: a, {agent}}}")
+    assert read(tmp_path, f"  - {{name: a, {agent}}}") == ["a"]
 
 
 def test_configured_agents_are_not_answered_by_the_demo_model_either(tmp_path: Path) -> None:
@@ -68,17 +72,18 @@ def test_a_configured_agent_without_a_key_is_named_where_a_task_needs_it(tmp_pat
 
 
 def test_one_provider_that_is_there_answers_to_every_name(tmp_path: Path) -> None:
-    read(tmp_path, "  - {name: a, model: claude-sonnet-4-5}", {**PATH, "OPENAI_API_KEY": "k"})
+    assert read(tmp_path, "  - {name: a, model: claude-sonnet-4-5}", {**PATH, "OPENAI_API_KEY": "k"}) == ["a"]
 
 
 def test_agents_that_do_nothing_need_nothing(tmp_path: Path) -> None:
-    read(tmp_path, "  - {name: a, provider: demo}\n  - {name: b, mode: cli, command: [nosuchcommand]}")
+    agents = "  - {name: a, provider: demo}\n  - {name: b, mode: cli, command: [nosuchcommand]}"
+    assert read(tmp_path, agents) == ["a", "b"]
 
 
 def test_a_program_that_another_command_may_make_is_not_looked_for(tmp_path: Path) -> None:
     agents = "  - {name: a, mode: hybrid, agents: [make, made]}\n"
     agents += "  - {name: make, mode: cli, command: [sh]}\n  - {name: made, mode: cli, command: [./made]}"
-    read(tmp_path, agents)
+    assert read(tmp_path, agents) == ["a", "make", "made"]
 
 
 def test_a_person_is_not_asked_without_a_terminal(tmp_path: Path) -> None:
